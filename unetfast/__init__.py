@@ -1,0 +1,1 @@
+"""unetfast: from a folder of images and masks to a trained U-Net."""
