@@ -115,11 +115,7 @@ class AugmentConfig(Section):
         low, high = getattr(getattr(self, section), field)
         if low > high:
             raise ValueError(f"augment.{name} = [{low}, {high}]: the first number must not exceed the second")
-        if (
-            field in ("area", "aspect", "range")
-            and low <= 0
-            and not (section in ("contrast", "saturation") and low == 0)
-        ):
+        if field in ("area", "aspect", "range") and low <= 0 and not (section in ("contrast", "saturation") and low == 0):
             raise ValueError(f"augment.{name} = [{low}, {high}]: must be above 0")
 
 

@@ -44,9 +44,7 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(
-                f"device {name}: this PyTorch ({torch.__version__}) sees no GPU; take --set train.device=cpu"
-            )
+            raise UserError(f"device {name}: this PyTorch ({torch.__version__}) sees no GPU; take --set train.device=cpu")
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
             raise UserError(f"device {name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")

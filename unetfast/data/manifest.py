@@ -126,9 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: cannot be read as JSON ({error}); pack the folder again") from None
     version = tree.get("format_version") if isinstance(tree, dict) else None
     if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {version!r}, this unetfast reads {FORMAT_VERSION}; pack the folder again"
-        )
+        raise UserError(f"{path}: format version {version!r}, this unetfast reads {FORMAT_VERSION}; pack the folder again")
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:

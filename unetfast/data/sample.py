@@ -117,9 +117,7 @@ def escape_key(name: str) -> str:
     Every byte outside [A-Za-z0-9_-] becomes `=` and two hex digits. Past 80 characters the tail is replaced by `=h` and
     16 hex digits of xxh3 over the whole name (`=h` occurs in no escaped byte).
     """
-    escaped = "".join(
-        chr(byte) if byte in _SAFE else f"={byte:02X}" for byte in name.encode("utf-8", "surrogateescape")
-    )
+    escaped = "".join(chr(byte) if byte in _SAFE else f"={byte:02X}" for byte in name.encode("utf-8", "surrogateescape"))
     if len(escaped) <= MAX_KEY_LENGTH:
         return escaped
     digest = xxhash.xxh3_64_hexdigest(name.encode("utf-8", "surrogateescape"))
@@ -142,9 +140,7 @@ def check_mask(mask_HW: np.ndarray, labels: LabelTable, *, image_hw: tuple[int, 
         BadSampleError: the sizes differ, or an id is unknown; names the values found.
     """
     if mask_HW.dtype != labels.mask_dtype or mask_HW.ndim != 2:
-        raise BadSampleError(
-            file, f"mask is {mask_HW.dtype} of shape {mask_HW.shape}", "this is a bug of the source's reader"
-        )
+        raise BadSampleError(file, f"mask is {mask_HW.dtype} of shape {mask_HW.shape}", "this is a bug of the source's reader")
     if mask_HW.shape != image_hw:
         raise BadSampleError(
             file,
