@@ -1,0 +1,79 @@
+"""The command line: help, exit codes, one-line errors; what the commands do is tested where it is done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unetfast import cli
+from unetfast.errors import UserError
+
+COMMANDS = ("shard", "inspect", "train", "eval", "predict", "demo", "doctor")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "unetfast", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"unetfast {command}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom unetfast import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'cv2', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("unetfast ")
+
+
+def test_user_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    done = run("shard", "--src", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("size", ["160", "160x", "x240", "0x240", "axb", "160x240x3"])
+def test_size_must_be_height_x_width(size: str) -> None:
+    with pytest.raises(UserError, match="HEIGHTxWIDTH"):
+        cli._parse_size(size)
+
+
+def test_size_is_height_first() -> None:
+    assert cli._parse_size("160x240") == (160, 240)
+    assert cli._parse_size(None) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "NOWHERE"],
+        ["train", "--shards", "NOWHERE"],
+        ["eval", "--shards", "NOWHERE", "--checkpoint", "NOWHERE/best.pt"],
+        ["predict", "--checkpoint", "NOWHERE/best.pt", "NOWHERE/a.jpg", "--out", "OUT"],
+    ],
+)
+def test_missing_paths_are_named(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [word.replace("NOWHERE", str(tmp_path / "nowhere")).replace("OUT", str(tmp_path / "out")) for word in arguments]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(paths)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.err.startswith("error: ")
+    assert "nowhere" in captured.err
+    assert captured.out == ""
