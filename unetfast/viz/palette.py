@@ -1,0 +1,64 @@
+"""Class ids into colours, and the colours and fonts that all pictures share."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import ImageFont
+
+PAPER = (255, 255, 255)
+INK = (24, 24, 27)
+IGNORED = (150, 150, 160)  # pixels of `ignore_index`
+WRONG = (255, 196, 0)  # wrong pixels of an error picture; bright also when printed in grey
+
+
+def colorize(mask_HW: np.ndarray, palette_K3: np.ndarray, ignore_index: int) -> np.ndarray:
+    """Paint class ids in their display colours.
+
+    Args:
+        mask_HW: class ids in [0, K) or `ignore_index`, any integer dtype, (H, W).
+        palette_K3: uint8, (K, 3).
+        ignore_index: id of ignored pixels; they become grey (`IGNORED`).
+
+    Returns:
+        RGB, uint8, (H, W, 3).
+
+    Raises:
+        ValueError: an id has no colour.
+    """
+    num_classes = len(palette_K3)
+    ids = mask_HW.astype(np.int64)
+    ignored = ids == ignore_index
+    ids[ignored] = num_classes
+    if ids.size and (ids.min() < 0 or ids.max() > num_classes):
+        raise ValueError(f"class ids {ids.min()}..{ids.max()} do not all have a colour: there are {num_classes}")
+    table = np.vstack([np.asarray(palette_K3, dtype=np.uint8), np.array([IGNORED], dtype=np.uint8)])
+    return table[ids]
+
+
+def classes_in(*masks: np.ndarray, num_classes: int) -> list[int]:
+    """List the class ids that occur in any of the masks, in order."""
+    seen: set[int] = set()
+    for mask in masks:
+        seen.update(np.unique(mask).tolist())
+    return sorted(class_id for class_id in seen if 0 <= class_id < num_classes)
+
+
+@cache
+def load_font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Load DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
+    import matplotlib as mpl  # takes a fifth of a second; only pictures with text need it
+
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size_px)
+
+
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
+    """Shorten a line with an ellipsis until it is at most `width_px` wide; line breaks become spaces."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength(text + "…") > width_px:
+        text = text[:-1]
+    return text.rstrip() + "…"
