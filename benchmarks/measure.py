@@ -1,0 +1,124 @@
+"""Run a command and record its wall time, processor time and peak memory over all its processes.
+
+    python benchmarks/measure.py --name shard-carvana -- unetfast shard --src Data/ --out shards/
+
+Memory is the sum of the proportional set sizes (PSS, shared pages counted once) of the process tree, sampled ten times a
+second; Linux only. The record, with versions, processor, git revision and UTC time, goes to benchmarks/results/NAME.json and
+to the last line of the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "lz4", "xxhash")
+
+
+def read_children() -> dict[int, list[int]]:
+    """Map each process to its children, from /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    return children
+
+
+def read_pss_mib(root: int) -> float:
+    """Sum the proportional set sizes of a process and all its descendants, MiB."""
+    children, total, todo = read_children(), 0.0, [root]
+    while todo:
+        process = todo.pop()
+        todo += children.get(process, [])
+        try:
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) / 1024
+        except OSError:
+            continue  # the process ended between listing and reading
+    return total
+
+
+def read_processor() -> str:
+    """Name the processor, from /proc/cpuinfo."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def describe_environment() -> dict[str, object]:
+    """Name what a figure depends on: processor, cores, versions, revision, time."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "processor": read_processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": found,
+        "git_revision": revision,
+        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def measure(command: list[str]) -> dict[str, object]:
+    """Run `command` to its end; returns exit code, wall_s, cpu_s and peak_pss_mib."""
+    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(command)
+    peak, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            peak[0] = max(peak[0], read_pss_mib(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    wall_s = time.monotonic() - began
+    ended.set()
+    watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"exit_code": code, "wall_s": round(wall_s, 2), "cpu_s": round(cpu_s, 2), "peak_pss_mib": round(peak[0], 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--name", required=True, help="file name of the record, without .json")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        parser.error("a command must follow --")
+    record = {"name": arguments.name, "command": command, **measure(command), "environment": describe_environment()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+    sys.exit(int(str(record["exit_code"])))
+
+
+if __name__ == "__main__":
+    main()
