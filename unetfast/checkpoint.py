@@ -1,0 +1,339 @@
+"""Contract 4, the checkpoint: what training leaves, and what resuming, evaluation and prediction need.
+
+One `.pt` file of tensors, numbers, strings, lists and dicts alone, so that `torch.load(weights_only=True)` reads it and a
+file from a stranger can run no code. It is written to a temporary name, fsynced and renamed: the name always holds a whole
+checkpoint, the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from unetfast.config import Config, ModelConfig, build_config
+from unetfast.data.labels import LabelTable
+from unetfast.errors import UserError
+from unetfast.model.unet import UNet
+
+FORMAT = "unetfast checkpoint"
+FORMAT_VERSION = 1
+BATCH_NORM_COUNTS = ("running_mean", "running_var", "num_batches_tracked")
+TEMPORARY_MARK = ".tmp-"  # in the name of a file that is being written: `.last.pt.tmp-<pid>`
+
+# What may differ between a run and its continuation: where and how fast it runs, how long, and what it tells. All else
+# decides which numbers are computed, and must be equal.
+MAY_CHANGE = (
+    *("loader.backend", "loader.threads", "loader.prefetch_batches", "loader.checksum", "loader.on_bad"),
+    *("train.epochs", "train.max_steps", "train.device", "train.amp", "train.compile", "train.channels_last"),
+    *("train.deterministic", "train.init_checkpoint"),
+    *("eval.batch_size", "log.", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.name"),
+)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """State of a training run after an optimizer step.
+
+    Args:
+        step: optimizer steps done.
+        epoch: epochs finished, their validation included.
+        config: the resolved config of the run.
+        labels: the classes, in order.
+        dataset: name of the data set's layout, from the manifest.
+        manifest_digest: of the shard folder that the run reads.
+        mean: per channel, of pixel values scaled to [0, 1]; what the model subtracts.
+        std: per channel, of pixel values scaled to [0, 1]; what the model divides by.
+        weights: the model's `state_dict`, on the CPU once it was loaded.
+        optimizer: the optimizer's `state_dict`.
+        schedule: plateau state, numbers alone.
+        scaler: the `GradScaler`'s `state_dict`; empty without fp16.
+        loader: the training loader's `state_dict`: the place in the sample stream.
+        rng: one entry a rank: random states of torch, CUDA, numpy and Python as tensors and integers.
+        progress: what has been summed up inside the unfinished epoch: losses, confusion matrix, rows of metrics written.
+        metrics: of the last validation pass; numbers and None, empty before the first.
+        best: of the best validation pass so far: `epoch`, `step`, the metric's name and value; empty before the first.
+    """
+
+    step: int
+    epoch: int
+    config: Config
+    labels: LabelTable
+    dataset: str
+    manifest_digest: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    loader: dict[str, Any] = field(default_factory=dict)
+    rng: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+
+    def build_model(self) -> UNet:
+        """Build the model and load the weights; on the CPU, in evaluation mode."""
+        model = build_unet(self.config.model, num_classes=self.labels.num_classes, mean=self.mean, std=self.std)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def build_unet(
+    model_config: ModelConfig, *, num_classes: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> UNet:
+    """Build the U-Net that a config describes, with random weights.
+
+    Args:
+        model_config: sizes and choices.
+        num_classes: K, from the manifest.
+        mean: per channel, of values scaled to [0, 1].
+        std: per channel, of values scaled to [0, 1].
+
+    Raises:
+        UserError: the choices do not fit each other.
+    """
+    try:
+        return UNet(num_classes, mean=mean, std=std, **model_config.model_dump())
+    except ValueError as error:
+        raise UserError(f"[model]: {error}") from None
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that `path` holds either the former file or the whole new one, whatever happens.
+
+    Raises:
+        UserError: the file cannot be written (no permission, disk full); what stood at `path` still stands.
+    """
+    tree = {name: getattr(checkpoint, name) for name in (part.name for part in fields(Checkpoint))}
+    tree |= {"format": FORMAT, "format_version": FORMAT_VERSION}
+    tree["config"] = checkpoint.config.model_dump(mode="json")
+    tree["labels"] = checkpoint.labels.model_dump(mode="json")
+    tree["mean"], tree["std"] = list(checkpoint.mean), list(checkpoint.std)
+    write_whole(path, lambda file: torch.save(tree, file))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name in the same folder, fsync it, rename it, fsync the folder.
+
+    Args:
+        path: where the file shall stand.
+        write: writes the content to the open file.
+
+    Raises:
+        UserError: the file cannot be written; what stood at `path` still stands.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch's writer turns a full disk into a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({reason}); free space or take another --out") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows opens no folders; its rename is durable by itself
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; all tensors on the CPU. No code of the file is run.
+
+    Raises:
+        UserError: the file is missing, cut short, not a checkpoint of ours, or of a newer format.
+    """
+    tree = _read_tree(path)
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: not a checkpoint of unetfast (there is no format mark in it); give best.pt or last.pt of a run"
+        )
+    version = tree.get("format_version")
+    if version != FORMAT_VERSION:
+        age = "a newer unetfast wrote it: update" if isinstance(version, int) and version > FORMAT_VERSION else "train again"
+        raise UserError(f"{path}: checkpoint format {version!r}, this unetfast reads {FORMAT_VERSION}; {age}")
+    try:
+        parts = {part.name: tree[part.name] for part in fields(Checkpoint)}
+        parts["labels"] = LabelTable.model_validate(parts["labels"])
+        parts["mean"], parts["std"] = tuple(parts["mean"]), tuple(parts["std"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(
+            f"{path}: a damaged checkpoint ({type(error).__name__}: {error}); take another one of the run"
+        ) from None
+    parts["config"] = build_config(parts["config"], where=f"{path}, its config")
+    return Checkpoint(**parts)
+
+
+def _read_tree(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; `unetfast train` writes best.pt and last.pt into its run folder")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start != b"PK\x03\x04":
+            raise UserError(f"{path}: not a checkpoint of unetfast ({_say_start(start)}); give best.pt or last.pt of a run")
+        _check_bytes(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: not a checkpoint of unetfast (it holds other things than tensors and numbers); "
+            "give best.pt or last.pt of a run"
+        ) from None
+    except RuntimeError as error:
+        first = str(error).splitlines()[0][:120]
+        raise UserError(f"{path}: cannot be read as a checkpoint ({first}); take another one of the run") from None
+
+
+def _say_start(start: bytes) -> str:
+    return "the file is empty" if not start else f"it begins with {start!r}"
+
+
+def _check_bytes(path: Path) -> None:
+    """Test the checksum of every part, which torch does not: a flipped bit would become another weight in silence."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except (zipfile.BadZipFile, EOFError):
+        raise UserError(f"{path}: the checkpoint is cut short or damaged; take another one of the run") from None
+    if damaged is not None:
+        raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged}); take another one of the run")
+
+
+def check_resume(checkpoint: Checkpoint, config: Config, manifest_digest: str, *, path: Path) -> list[str]:
+    """Refuse to continue a run with settings that would compute other numbers.
+
+    Epochs, device, number format, threads, logging and where checkpoints go may change (`MAY_CHANGE`).
+
+    Args:
+        checkpoint: what the run left.
+        config: the config of the continuation.
+        manifest_digest: of the shard folder given now.
+        path: of the checkpoint, for the message.
+
+    Returns:
+        A line for each setting that did change, for people.
+
+    Raises:
+        UserError: other data or settings; lists each field with the old and the new value.
+    """
+    differences = []
+    if checkpoint.manifest_digest != manifest_digest:
+        differences.append(f"shards: manifest {checkpoint.manifest_digest} in the run, {manifest_digest} now: other data")
+    allowed: list[str] = []
+    old, new = _flatten(checkpoint.config.model_dump(mode="json")), _flatten(config.model_dump(mode="json"))
+    for key in (*old, *(key for key in new if key not in old)):
+        if old.get(key) != new.get(key):
+            line = f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+            (allowed if key.startswith(MAY_CHANGE) else differences).append(line)
+    if differences:
+        raise UserError(
+            "\n  ".join([f"{path}: cannot resume, what is asked for differs from the run in", *differences])
+            + "\n  give the run's own settings, start a new run with another --out, or take these weights alone with "
+            f"--set train.init_checkpoint={path}"
+        )
+    return allowed
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def check_labels(checkpoint: Checkpoint, labels: LabelTable, *, path: Path) -> None:
+    """Prove that a checkpoint and a shard folder mean the same by each class id: names, order, ignore index.
+
+    Raises:
+        UserError: they do not; names the classes that differ.
+    """
+    old, new = checkpoint.labels.names, labels.names
+    differences = [
+        f"class {index}: {_name_at(old, index)} in the checkpoint, {_name_at(new, index)} in the shards"
+        for index in range(max(len(old), len(new)))
+        if _name_at(old, index) != _name_at(new, index)
+    ]
+    if len(differences) > 6:
+        differences = [*differences[:5], f"... {len(differences)} classes differ ({len(old)} and {len(new)} in all)"]
+    if differences:
+        remedy = "give shards with the classes that it was trained on"
+        raise UserError("\n  ".join([f"{path}: trained on other classes than the shards hold", *differences, remedy]))
+
+
+def _name_at(names: list[str], index: int) -> str:
+    return repr(names[index]) if index < len(names) else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class InitReport:
+    """What was taken over as initial weights.
+
+    Args:
+        num_loaded: tensors of the model that were filled.
+        left_out: a line for each tensor that was not, with the reason.
+    """
+
+    num_loaded: int
+    left_out: list[str]
+
+
+def load_initial_weights(model: nn.Module, path: Path) -> InitReport:
+    """Fill a model from a checkpoint as far as names and shapes fit; the rest keeps its random start.
+
+    The normalisation stays that of the new data.
+
+    Args:
+        model: changed in place.
+        path: a checkpoint of this program, of any data set.
+
+    Raises:
+        UserError: the file is no checkpoint, or nothing in it fits.
+    """
+    given = load_checkpoint(path).weights
+    own = model.state_dict()
+    # non-trainable constants of the input (mean, std) are the new data's
+    learned = {name for name, _ in model.named_parameters()} | {
+        name for name in own if "running_" in name or "num_batches" in name
+    }
+    fitting, left_out = {}, []
+    for name, tensor in own.items():
+        if name not in learned:
+            continue
+        if name not in given:
+            left_out.append(f"{name}: not in the checkpoint")
+        elif given[name].shape != tensor.shape:
+            left_out.append(f"{name}: {tuple(given[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model")
+        else:
+            fitting[name] = given[name]
+    left_out += [f"{name}: not in the model" for name in given if name not in own]
+    if not fitting:
+        raise UserError(f"{path}: none of its {len(given)} tensors fits the model; clear train.init_checkpoint")
+    model.load_state_dict(fitting, strict=False)
+    return InitReport(len(fitting), left_out)
