@@ -1,0 +1,311 @@
+"""Scores of a model on a split: the loss, and metrics from one confusion matrix over all of its pixels.
+
+The training loop and `unetfast eval` share this code, so their numbers mean the same. Sums stay on the device and are read once
+at the end.
+
+Axis legend: N batch, C channels, K classes, H height, W width.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from unetfast.checkpoint import check_labels
+from unetfast.config import apply_overrides, build_config
+from unetfast.data.labels import LabelTable
+from unetfast.data.reader import SplitReader, open_shards
+from unetfast.device import AmpPolicy
+from unetfast.infer.fullsize import iter_stripes
+from unetfast.infer.load import build_loss, load_model
+from unetfast.infer.show import build_bar, print_scores
+from unetfast.loader.batch import Batch, Loader
+from unetfast.loader.build import build_loader
+from unetfast.model.losses import SegmentationLoss
+from unetfast.model.metrics import CONVENTION, SegmentationMetrics, compute_metrics, confusion_matrix
+from unetfast.viz.panels import Panel
+
+SIZES = ("training", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of a model on a split.
+
+    Args:
+        loss: mean over the labelled pixels of the split at training size (see `evaluate`); None where there is no labelled
+            pixel, or where the model's numbers are not finite.
+        metrics: from one confusion matrix over the split.
+        num_images: images that were scored.
+        size: "training" or "source", the size at which pixels were counted.
+        panels: pictures of the first samples, at training size.
+        confusion_KK: counts in pixels, int64, true classes in rows, on the host.
+        notes: what the reader of the numbers should know beyond the traps of `metrics.warnings()`.
+    """
+
+    loss: float | None
+    metrics: SegmentationMetrics
+    num_images: int
+    size: str
+    confusion_KK: Tensor
+    panels: list[Panel] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [*self.notes, *self.metrics.warnings()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores for `json.dumps`: undefined numbers are None, so the JSON is valid everywhere."""
+        metrics = self.metrics
+        return {
+            "loss": self.loss,
+            "mean_iou": metrics.mean_iou,
+            "mean_dice": metrics.mean_dice,
+            "pixel_accuracy": metrics.pixel_accuracy,
+            "num_images": self.num_images,
+            "classes": [
+                {"name": entry.name, "iou": entry.iou, "dice": entry.dice, "pixels": entry.pixels} for entry in metrics.classes
+            ],
+            "num_absent_classes": metrics.num_absent,
+            "num_only_predicted_classes": metrics.num_only_predicted,
+            "num_pixels": metrics.num_pixels,
+            "size": self.size,
+            "convention": CONVENTION,
+            "warnings": self.warnings,
+        }
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    reader: SplitReader,
+    *,
+    loss: SegmentationLoss,
+    labels: LabelTable,
+    device: torch.device,
+    amp: AmpPolicy,
+    size: str = "training",
+    collect_panels: int = 0,
+    static_batch_size: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score a model on every sample that a validation loader yields.
+
+    The loss is taken at training size: each batch's loss weighs as much as its labelled pixels (times their class weights, if
+    there are any). For cross-entropy and BCE that is the mean over the whole split, whatever the batch size; soft Dice is a
+    figure of a batch, and so its mean depends a little on how the split is cut into batches.
+
+    At size "source" the logits of one image at a time are brought to its stored size in stripes and compared with the
+    stored mask, so memory does not grow with images or classes.
+
+    The random state is not touched, and every module returns to the mode (training or evaluation) that it was in.
+
+    Args:
+        model: uint8 images (N, 3, H, W) to logits (N, K, H, W); may be compiled.
+        loader: of validation, not a training stream.
+        reader: the split that `loader` reads; for names, and for masks at stored size.
+        loss: the loss of training.
+        labels: the classes.
+        device: where model and batches are.
+        amp: the number format of the forward pass.
+        size: "training" or "source".
+        collect_panels: rows of pictures to keep, from the first samples.
+        static_batch_size: smaller batches are padded to this many images, so that a compiled model sees one shape; padding
+            counts nowhere. 0 takes the size of the first batch.
+        on_batch: told the number of images done after each batch; for progress.
+
+    Raises:
+        ValueError: an unknown `size`.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}, not one of {', '.join(SIZES)}")
+    num_classes = labels.num_classes
+    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    weight_sum = torch.zeros((), dtype=torch.float64, device=device)
+    panels: list[tuple[Tensor, Tensor, Tensor, str]] = []
+    num_images = 0
+    with _eval_mode(model), torch.no_grad():
+        for batch in loader:
+            num = len(batch.sample_ids)
+            static_batch_size = static_batch_size or num
+            image_NCHW, mask_NHW = _pad_batch(batch, static_batch_size, labels.ignore_index)
+            with amp.autocast(device):
+                logits_NKHW = model(image_NCHW)
+            weight = _loss_weight(loss, mask_NHW)
+            # a batch without weight has loss 0; a loss that is not finite must show in the sum all the same
+            loss_sum += loss(logits_NKHW, mask_NHW).to(torch.float64) * weight
+            weight_sum += weight
+            wanted = min(num, collect_panels - len(panels))
+            if size == "training":
+                pred_NHW = logits_NKHW.argmax(dim=1)
+                confusion_KK += confusion_matrix(pred_NHW, mask_NHW, num_classes=num_classes, ignore_index=labels.ignore_index)
+            else:
+                pred_NHW = logits_NKHW[:wanted].argmax(dim=1) if wanted > 0 else mask_NHW[:0]
+                for logits_KHW, sample_id in zip(logits_NKHW, batch.sample_ids.tolist(), strict=False):
+                    confusion_KK += _confusion_at_source(logits_KHW, reader, sample_id, labels)
+            for place in range(wanted):
+                # a batch is valid until the next one is asked for: clone what is kept
+                parts = (image_NCHW[place].clone(), mask_NHW[place].clone(), pred_NHW[place].clone())
+                panels.append((*parts, reader.key(int(batch.sample_ids[place]))))
+            num_images += num
+            if on_batch is not None:
+                on_batch(num_images)
+    mean_loss = _divide(loss_sum.item(), weight_sum.item())
+    notes = []
+    if mean_loss is not None and not math.isfinite(mean_loss):
+        notes.append(f"the loss is {mean_loss}: the model's numbers are not finite (learning rate too high?)")
+        mean_loss = None
+    return Evaluation(
+        loss=mean_loss,
+        metrics=compute_metrics(confusion_KK, labels.names),
+        num_images=num_images,
+        size=size,
+        confusion_KK=confusion_KK.cpu(),
+        panels=[_panel(*parts) for parts in panels],
+        notes=notes,
+    )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _pad_batch(batch: Batch, num: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Fill a smaller batch up with black images whose every pixel is ignored; on the device, same strides."""
+    missing = num - len(batch.sample_ids)
+    mask_NHW = batch.mask_NHW
+    if mask_NHW.dtype == torch.uint16:
+        mask_NHW = mask_NHW.to(torch.int32)  # torch computes little with uint16
+    if missing <= 0:
+        return batch.image_NCHW, mask_NHW
+    image_NCHW = F.pad(batch.image_NCHW, (0, 0, 0, 0, 0, 0, 0, missing))
+    if batch.image_NCHW.is_contiguous(memory_format=torch.channels_last):
+        image_NCHW = image_NCHW.contiguous(memory_format=torch.channels_last)
+    return image_NCHW, F.pad(mask_NHW, (0, 0, 0, 0, 0, missing), value=ignore_index)
+
+
+def _loss_weight(loss: SegmentationLoss, mask_NHW: Tensor) -> Tensor:
+    """Sum of the class weights of all labelled pixels; without class weights their number."""
+    valid_NHW = mask_NHW != loss.ignore_index
+    index_NHW = torch.where(valid_NHW, mask_NHW, 0).to(torch.int64)
+    weight_NHW = loss.class_weights_K.to(torch.float64)[index_NHW] * valid_NHW
+    return weight_NHW.sum()
+
+
+def _confusion_at_source(logits_KHW: Tensor, reader: SplitReader, sample_id: int, labels: LabelTable) -> Tensor:
+    mask_HW = torch.from_numpy(reader.decode_mask(sample_id)).to(logits_KHW.device)
+    height, width = mask_HW.shape
+    num_classes = labels.num_classes
+    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=logits_KHW.device)
+    for top, stripe_KHW in iter_stripes(logits_KHW, (height, width)):
+        pred_HW = stripe_KHW.argmax(dim=0)
+        confusion_KK += confusion_matrix(
+            pred_HW[None],
+            mask_HW[top : top + len(pred_HW)][None],
+            num_classes=num_classes,
+            ignore_index=labels.ignore_index,
+        )
+    return confusion_KK
+
+
+def _divide(total: float, weight: float) -> float | None:
+    return total / weight if weight > 0 else None
+
+
+def _panel(image_CHW: Tensor, mask_HW: Tensor, pred_HW: Tensor, title: str) -> Panel:
+    return Panel(image_CHW.permute(1, 2, 0).cpu().numpy(), mask_HW.cpu().numpy(), pred_HW.cpu().numpy(), title)
+
+
+def evaluate_checkpoint(
+    shards: Path,
+    checkpoint: Path,
+    *,
+    split: str = "val",
+    size: str | None = None,
+    batch_size: int | None = None,
+    threads: int = 0,
+    device: str = "auto",
+    json: bool = False,
+    overrides: list[str] | None = None,
+    console: Console | None = None,
+    stdout: TextIO | None = None,
+) -> Evaluation:
+    """Score a checkpoint on a split of a shard folder and print the scores: `unetfast eval`.
+
+    Images are resized to the training size of the checkpoint. The shard folder may be another one than that of training, as
+    long as its classes are the same.
+
+    Args:
+        shards: shard folder.
+        checkpoint: best.pt or last.pt of a run.
+        split: "train", "val" or "test".
+        size: "training" or "source"; None takes `eval.size` of the run.
+        batch_size: None takes that of the run.
+        threads: of the loader; 0 takes all cores.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        json: print one JSON object rather than a table.
+        overrides: further `key=value` settings over the run's config, such as "loader.decode=fast".
+        console: for progress and notes; None is silent.
+        stdout: where the scores go; None is the standard output.
+
+    Raises:
+        UserError: the shards or the checkpoint cannot be read, the split does not exist, or the classes differ.
+    """
+    trained = load_model(checkpoint, device=device, console=console)
+    folder = open_shards(shards)
+    check_labels(trained.checkpoint, folder.manifest.labels, path=checkpoint)
+    run = trained.checkpoint.config
+    # which backend, and on how many threads, is a matter of this machine, not of the run's
+    settings = ["loader.backend=auto", f"loader.threads={threads}", f"eval.size={size or run.eval.size}", *(overrides or [])]
+    config = build_config(apply_overrides(run.model_dump(mode="json"), settings), where="eval")
+    batch_size = batch_size or config.eval.batch_size or config.loader.batch_size // config.train.accumulation
+    reader = folder.split(split)
+    try:
+        loss = build_loss(config.loss, folder.manifest, split=split, console=console).to(trained.device)
+        with (
+            build_loader(reader, config, training=False, device=trained.device, batch_size=batch_size) as loader,
+            build_bar(f"eval {split}", loader.num_samples, console) as advance_to,
+        ):
+            evaluation = evaluate(
+                trained.model,
+                loader,
+                reader,
+                loss=loss,
+                labels=trained.checkpoint.labels,
+                device=trained.device,
+                amp=trained.amp,
+                size=config.eval.size,
+                on_batch=advance_to,
+            )
+            num_skipped = loader.num_skipped
+    finally:
+        reader.close()
+    if num_skipped:
+        evaluation.notes.append(f"{num_skipped} damaged samples were left out (loader.on_bad = skip)")
+    out = stdout or sys.stdout
+    if json:
+        out.write(json_module.dumps({**evaluation.to_json(), "split": split}, allow_nan=False) + "\n")
+    else:
+        title = f"{checkpoint} on {shards}, split {split}: {evaluation.num_images:,} images at {evaluation.size} size"
+        print_scores(evaluation.metrics, loss=evaluation.loss, title=title, warnings=evaluation.warnings, out=out)
+    return evaluation

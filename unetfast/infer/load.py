@@ -1,0 +1,99 @@
+"""A checkpoint made ready for work: the model on its device, in evaluation mode, with its number format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unetfast.checkpoint import Checkpoint, load_checkpoint
+from unetfast.config import LossConfig
+from unetfast.data.manifest import Manifest
+from unetfast.device import AmpPolicy, resolve_amp, resolve_device
+from unetfast.errors import UserError
+from unetfast.model.losses import SegmentationLoss, median_frequency_weights
+from unetfast.model.unet import UNet
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A model that can be asked.
+
+    Args:
+        checkpoint: what it was loaded from: config, classes, metrics.
+        model: on `device`, in evaluation mode.
+        device: where it is.
+        amp: the number format of its forward pass.
+    """
+
+    checkpoint: Checkpoint
+    model: UNet
+    device: torch.device
+    amp: AmpPolicy
+
+
+def load_model(checkpoint: Path, *, device: str = "auto", console: Console | None = None) -> TrainedModel:
+    """Load a checkpoint onto a device and say on `console` what it is.
+
+    The number format is that of the run, where the device can do it: "fp16" on a CPU becomes "auto", and that is said.
+
+    Args:
+        checkpoint: best.pt or last.pt of a run.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        console: for notes; None is silent.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or the device is not there.
+    """
+    loaded = load_checkpoint(checkpoint)
+    try:
+        where = resolve_device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r}: give auto, cpu, cuda or cuda:N ({str(error).splitlines()[0]})") from None
+    wanted = loaded.config.train.amp
+    if wanted == "fp16" and where.type == "cpu":
+        amp = resolve_amp("auto", where)
+        amp = AmpPolicy(amp.name, f"the run's fp16 needs a GPU; {amp.reason}")
+    else:
+        amp = resolve_amp(wanted, where)
+    model = loaded.build_model().to(where)
+    if loaded.config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if console is not None:
+        height, width = loaded.config.loader.size_hw
+        console.print(
+            f"model   {checkpoint}: epoch {loaded.epoch}, {loaded.labels.num_classes} classes, {height}x{width}, "
+            f"on {where}, {'float32' if amp.name == 'off' else amp.name} ({amp.reason})",
+            markup=False,
+        )
+    return TrainedModel(loaded, model.eval(), where, amp)
+
+
+def build_loss(config: LossConfig, manifest: Manifest, *, split: str, console: Console | None = None) -> SegmentationLoss:
+    """Build the loss that a config describes.
+
+    Args:
+        config: weights of the losses and of the classes.
+        manifest: of the shards; `class_weights = "auto"` counts the pixels of its train split.
+        split: counted instead where there is no train split; that is said.
+        console: for that note; None is silent.
+    """
+    labels = manifest.labels
+    weights: list[float] | None = None
+    if config.class_weights == "auto":
+        counted = "train" if "train" in manifest.splits else split
+        if counted != "train" and console is not None:
+            console.print(f"note: no train split, so the loss takes its class weights from {counted}", markup=False)
+        weights = median_frequency_weights(manifest.splits[counted].class_pixels)
+    elif config.class_weights != "none":
+        weights = list(config.class_weights)
+    return SegmentationLoss(
+        num_classes=labels.num_classes,
+        ignore_index=labels.ignore_index,
+        cross_entropy=config.cross_entropy,
+        bce=config.bce,
+        dice=config.dice,
+        class_weights=weights,
+    )

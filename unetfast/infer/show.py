@@ -1,0 +1,68 @@
+"""What evaluation and prediction show: a progress bar on stderr, a table of scores on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from unetfast.model.metrics import CONVENTION, SegmentationMetrics
+
+
+class RateColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:,.1f} img/s")
+
+
+@contextmanager
+def build_bar(title: str, total: int, console: Console | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left; only on a terminal, nothing in a log or without a console.
+
+    Yields:
+        A function that takes the number of images done so far.
+    """
+    if console is None or not console.is_terminal:
+        yield lambda done: None  # noqa: ARG005  # nobody looks
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def print_scores(metrics: SegmentationMetrics, *, loss: float | None, title: str, warnings: list[str], out: TextIO) -> None:
+    """Print a table of IoU, Dice and pixels by class, the means, and what they mean.
+
+    Absent classes have no row; they are counted.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class", no_wrap=True)
+    for name in ("IoU", "Dice", "pixels"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in metrics.classes:
+        if entry.iou is not None:
+            share = f"{100 * entry.pixels / max(metrics.num_pixels, 1):.2f} %"
+            table.add_row(Text(entry.name), _number(entry.iou), _number(entry.dice), share)
+    table.add_section()
+    table.add_row("mean", _number(metrics.mean_iou), _number(metrics.mean_dice), f"{metrics.num_pixels:,}", style="bold")
+    # wide enough for any line: a file or pipe has no width
+    console = Console(file=out, highlight=False, soft_wrap=True)
+    console.print(title, markup=False)
+    console.print(table)
+    absent = f", {metrics.num_absent} of {len(metrics.classes)} classes absent" if metrics.num_absent else ""
+    console.print(f"pixel accuracy {_number(metrics.pixel_accuracy)}, loss {_number(loss)}{absent}", markup=False)
+    console.print(f"({CONVENTION})", style="dim", markup=False)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
