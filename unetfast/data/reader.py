@@ -1,0 +1,306 @@
+"""Reading a shard folder: any member of any sample by its index row, from any thread.
+
+One descriptor a shard, opened when it is first needed; `pread` leaves no position to share, and a truncated file raises where
+a memory map would kill the process. Every row is held against the sizes in the manifest before memory is taken, and every
+member against its hash.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import xxhash
+
+from unetfast.data.codecs import decode_image, decode_mask
+from unetfast.data.manifest import INDEX_DTYPE, INDEX_NAME, PRESENCE_NAME, Manifest, SplitInfo, read_manifest
+from unetfast.data.sample import IMAGE_CODECS, MASK_CODECS
+from unetfast.data.shard import TAR_BLOCK, parse_tar_header
+from unetfast.errors import CorruptShardError, UserError
+
+# a larger index is mapped row by row, and its hash left to `inspect --verify`
+MAX_LOADED_INDEX = 256 << 20
+
+
+def open_shards(folder: Path) -> ShardFolder:
+    """Open a packed shard folder.
+
+    Raises:
+        UserError: the folder or its manifest is missing or not valid.
+    """
+    folder = Path(folder)
+    return ShardFolder(folder, read_manifest(folder))
+
+
+class ShardFolder:
+    """A shard folder that was opened: its manifest, and a reader for each split.
+
+    Args:
+        path: the folder.
+        manifest: its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def split(self, name: str, *, checksum: bool = True) -> SplitReader:
+        """Open one split.
+
+        Args:
+            name: "train", "val" or "test".
+            checksum: test every member's hash when it is read.
+
+        Raises:
+            UserError: there is no such split.
+            CorruptShardError: its index is damaged.
+        """
+        if name not in self.manifest.splits:
+            there = ", ".join(f"{other} ({info.samples:,} samples)" for other, info in sorted(self.manifest.splits.items()))
+            raise UserError(
+                f"{self.path}: no {name} split; there is {there}\n"
+                f"  name another split, or pack again with a --val-fraction between 0 and 1 where the source has no splits"
+            )
+        return SplitReader(self.path, self.manifest, name, checksum=checksum)
+
+
+class SplitReader:
+    """Reads the members of one split's samples. Thread-safe.
+
+    Args:
+        folder: the shard folder.
+        manifest: its manifest.
+        name: the split.
+        checksum: test every member's hash when it is read.
+
+    Attributes:
+        rows: INDEX_DTYPE, (num_samples,); row i is sample i.
+        num_samples: of the split.
+        manifest: of the folder.
+        split: what the manifest says of the split.
+
+    Raises:
+        CorruptShardError: the index is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, name: str, *, checksum: bool = True) -> None:
+        self.folder = folder / name
+        self.name = name
+        self.manifest = manifest
+        self.split: SplitInfo = manifest.splits[name]
+        self.num_samples = self.split.samples
+        self.rows = self._load_rows()
+        self._checksum = checksum
+        self._descriptors: list[int] = [-1] * len(self.split.shards)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptors"):
+            self.close()
+
+    def close(self) -> None:
+        """Close all files; reading is over then."""
+        with self._lock:
+            self._closed = True
+            for place, descriptor in enumerate(self._descriptors):
+                if descriptor >= 0:
+                    os.close(descriptor)
+                    self._descriptors[place] = -1
+
+    def read_image(self, sample: int) -> bytes:
+        """Read a sample's encoded image.
+
+        Raises:
+            CorruptShardError: the shard is missing or cut short, or the bytes are not those that were packed.
+        """
+        return self._read(sample, "image")
+
+    def read_mask(self, sample: int) -> bytes:
+        """Read a sample's encoded mask; raises as `read_image` does."""
+        return self._read(sample, "mask")
+
+    def read_json(self, sample: int) -> dict[str, Any]:
+        """Read a sample's `<key>.json`; raises as `read_image` does."""
+        data = self._read(sample, "json")
+        try:
+            tree = json.loads(data)
+        except ValueError as error:
+            raise CorruptShardError(self.describe(sample, "json"), f"no JSON ({error})") from None
+        if not isinstance(tree, dict):
+            raise CorruptShardError(self.describe(sample, "json"), "holds no JSON object")
+        return tree
+
+    def decode_image(self, sample: int) -> np.ndarray:
+        """Read and decode a sample's image at its stored size.
+
+        Returns:
+            RGB, uint8, (H, W, 3).
+
+        Raises:
+            CorruptShardError: as `read_image`, or the bytes cannot be decoded.
+        """
+        row = self.rows[sample]
+        data = self._read(sample, "image")
+        try:
+            return decode_image(data, IMAGE_CODECS[row["image_codec"]], height=int(row["height"]), width=int(row["width"]))
+        except (ValueError, IndexError) as error:
+            raise CorruptShardError(self.describe(sample, "image"), f"cannot be decoded ({error})") from None
+
+    def decode_mask(self, sample: int) -> np.ndarray:
+        """Read and decode a sample's mask at its stored size.
+
+        Returns:
+            Class ids, uint8 or uint16, (H, W); may be read-only.
+
+        Raises:
+            CorruptShardError: as `read_mask`, or the bytes cannot be decoded.
+        """
+        row = self.rows[sample]
+        data = self._read(sample, "mask")
+        try:
+            return decode_mask(
+                data,
+                MASK_CODECS[row["mask_codec"]],
+                int(row["mask_bits"]),
+                height=int(row["height"]),
+                width=int(row["width"]),
+            )
+        except (ValueError, IndexError) as error:
+            raise CorruptShardError(self.describe(sample, "mask"), f"cannot be decoded ({error})") from None
+
+    def key(self, sample: int) -> str:
+        """Read a sample's key from the tar header in front of its image.
+
+        Raises:
+            CorruptShardError: there is no such header.
+        """
+        row = self.rows[sample]
+        shard, offset = int(row["shard"]), int(row["image_offset"])
+        try:
+            name, size = parse_tar_header(self._pread(shard, TAR_BLOCK, offset - TAR_BLOCK, f"sample {sample}"))
+        except ValueError as error:
+            if isinstance(error, CorruptShardError):
+                raise
+            raise CorruptShardError(self._place(shard, offset, f"sample {sample}"), "no tar header in front of it") from None
+        if size != int(row["image_length"]):
+            raise CorruptShardError(
+                self._place(shard, offset, f"sample {sample}"), f"{name} is {size} bytes, the index says {row['image_length']}"
+            )
+        return name.split(".", 1)[0]
+
+    def presence(self) -> np.ndarray:
+        """Read which classes occur in each sample.
+
+        Returns:
+            bool, (num_samples, num_classes).
+
+        Raises:
+            CorruptShardError: the file is missing or damaged.
+        """
+        packed = self._load_array(PRESENCE_NAME, self.split.presence_xxh3)
+        num_classes = self.manifest.num_classes
+        if packed.dtype != np.uint8 or packed.shape != (self.num_samples, (num_classes + 7) // 8):
+            raise CorruptShardError(str(self.folder / PRESENCE_NAME), f"is {packed.dtype} of shape {packed.shape}")
+        return np.unpackbits(packed, axis=1, count=num_classes, bitorder="little").astype(bool)
+
+    def describe(self, sample: int, member: str = "image") -> str:
+        """Name a member for a message: key, shard, offset."""
+        row = self.rows[sample]
+        try:
+            who = self.key(sample)
+        except (CorruptShardError, OSError):
+            who = f"sample {sample}"
+        return self._place(int(row["shard"]), int(row[f"{member}_offset"]), f"{who} ({member})")
+
+    def _read(self, sample: int, member: str) -> bytes:
+        row = self.rows[sample]
+        shard, offset, length = int(row["shard"]), int(row[f"{member}_offset"]), int(row[f"{member}_length"])
+        data = self._pread(shard, length, offset, f"sample {sample} ({member})")
+        if self._checksum and xxhash.xxh3_64_intdigest(data) != int(row[f"{member}_xxh3"]):
+            raise CorruptShardError(self.describe(sample, member), "the bytes are not those that were packed (xxh3 differs)")
+        return data
+
+    def _pread(self, shard: int, length: int, offset: int, who: str) -> bytes:
+        if shard >= len(self.split.shards):
+            raise CorruptShardError(f"{who} in {self.folder}", f"shard {shard} of {len(self.split.shards)} does not exist")
+        num_bytes = self.split.shards[shard].bytes
+        if offset < 0 or offset + length > num_bytes:
+            where = self._place(shard, offset, who)
+            raise CorruptShardError(where, f"{length} bytes from there would pass the shard's end at {num_bytes}")
+        descriptor = self._descriptors[shard]
+        if descriptor < 0:
+            descriptor = self._open(shard)
+        parts = []
+        while length > 0:  # one pread gives at most 2 GiB
+            try:
+                part = os.pread(descriptor, length, offset)
+            except OSError as error:
+                raise CorruptShardError(self._place(shard, offset, who), f"cannot be read ({error.strerror})") from None
+            if not part:
+                raise CorruptShardError(self._place(shard, offset, who), "the shard was cut short while it was read")
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _open(self, shard: int) -> int:
+        info = self.split.shards[shard]
+        path = self.folder / info.file
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.folder}: the reader is closed")
+            if self._descriptors[shard] >= 0:
+                return self._descriptors[shard]
+            try:
+                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise CorruptShardError(str(path), f"cannot be opened ({error.strerror})") from None
+            size = os.fstat(descriptor).st_size
+            if size != info.bytes:
+                os.close(descriptor)
+                raise CorruptShardError(str(path), f"is {size} bytes, the manifest says {info.bytes}")
+            self._descriptors[shard] = descriptor
+            return descriptor
+
+    def _place(self, shard: int, offset: int, who: str) -> str:
+        return f"{who} in {self.folder / self.split.shards[shard].file} at byte {offset}"
+
+    def _load_rows(self) -> np.ndarray:
+        rows = self._load_array(INDEX_NAME, self.split.index_xxh3)
+        if rows.dtype != INDEX_DTYPE or rows.shape != (self.num_samples,):
+            raise CorruptShardError(
+                str(self.folder / INDEX_NAME), f"is {rows.dtype} of shape {rows.shape}, expected {self.num_samples} index rows"
+            )
+        return rows
+
+    def _load_array(self, name: str, xxh3: str) -> np.ndarray:
+        path = self.folder / name
+        try:
+            if path.stat().st_size > MAX_LOADED_INDEX:
+                mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+                return mapped
+            data = path.read_bytes()
+            if xxhash.xxh3_64_hexdigest(data) != xxh3:
+                raise CorruptShardError(str(path), "is not the file that was packed (xxh3 differs from the manifest)")
+            array: np.ndarray = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        except OSError as error:
+            raise CorruptShardError(str(path), f"cannot be read ({error.strerror or error})") from None
+        except ValueError as error:
+            if isinstance(error, CorruptShardError):
+                raise
+            raise CorruptShardError(str(path), f"is no sound .npy file ({error})") from None
+        array.flags.writeable = False
+        return array
