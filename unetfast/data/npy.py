@@ -97,7 +97,7 @@ def parse_npy_header(data: bytes, file: str, *, file_size: int) -> NpyHeader:
     if header.data_offset + header.num_bytes != file_size:
         raise BadSampleError(
             file,
-            f"is {file_size} bytes long, its header says {header.data_offset + header.num_bytes} (shape {header.shape}, {dtype})",
+            f"is {file_size} bytes, by its header {header.data_offset + header.num_bytes} (shape {header.shape}, {dtype})",
             "get the file again: it is cut short or damaged",
         )
     return header
