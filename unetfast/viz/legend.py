@@ -48,7 +48,7 @@ def draw_legend(
     margin, offset = _margin(size), _name_offset(size)
     line = round(1.5 * size)
     longest = max(font.getlength(" ".join(name.split())) for name in class_names)
-    column = min(int(longest) + 1 + offset + margin, max(width_px - margin, 1))
+    column = min(int(longest) + 1 + offset + 2 * margin, max(width_px - margin, 1))
     num_columns = min(len(class_names), max(1, (width_px - margin) // column))
     num_rows = -(-len(class_names) // num_columns)
     legend = Image.new("RGB", (width_px, num_rows * line + 2 * margin), PAPER)

@@ -17,7 +17,8 @@ def overlay(
     """Tint an image by class and draw the borders between classes in full colour.
 
     A class whose display colour is black (the usual background) is left unpainted, so the image stays readable there; so
-    are ignored pixels.
+    are ignored pixels. Each side of a border has its own class's colour, also black: a white class on a white wall still has
+    an outline.
 
     Args:
         image_HWC: RGB, uint8, (H, W, 3).
@@ -35,10 +36,11 @@ def overlay(
     if image_HWC.shape[:2] != mask_HW.shape:
         raise ValueError(f"image is {image_HWC.shape}, mask is {mask_HW.shape}")
     color_HWC = colorize(mask_HW, palette_K3, ignore_index)
-    painted = color_HWC.any(axis=2) & (mask_HW != ignore_index)
-    weight = np.where(border_of(mask_HW), 1.0, alpha).astype(np.float32) * painted
-    weight = weight[..., None]
-    return np.rint(image_HWC * (1 - weight) + color_HWC * weight).astype(np.uint8)
+    border_HW = border_of(mask_HW)
+    painted_HW = (color_HWC.any(axis=2) | border_HW) & (mask_HW != ignore_index)
+    weight = (np.where(border_HW, 1.0, alpha) * painted_HW).astype(np.float32)[..., None]
+    mixed_HWC: np.ndarray = np.rint(image_HWC * (1 - weight) + color_HWC * weight)
+    return mixed_HWC.astype(np.uint8)
 
 
 def border_of(mask_HW: np.ndarray) -> np.ndarray:

@@ -31,9 +31,10 @@ def colorize(mask_HW: np.ndarray, palette_K3: np.ndarray, ignore_index: int) -> 
     num_classes = len(palette_K3)
     ids = mask_HW.astype(np.int64)
     ignored = ids == ignore_index
+    known = (ids >= 0) & (ids < num_classes) | ignored
+    if not known.all():
+        raise ValueError(f"class ids {np.unique(ids[~known])[:8].tolist()} do not all have a colour: there are {num_classes}")
     ids[ignored] = num_classes
-    if ids.size and (ids.min() < 0 or ids.max() > num_classes):
-        raise ValueError(f"class ids {ids.min()}..{ids.max()} do not all have a colour: there are {num_classes}")
     table = np.vstack([np.asarray(palette_K3, dtype=np.uint8), np.array([IGNORED], dtype=np.uint8)])
     return table[ids]
 

@@ -80,7 +80,7 @@ def _draw_row(panel: Panel, palette_K3: np.ndarray, ignore_index: int, *, first:
         raise ValueError(f"image {panel.image_HWC.shape}, mask {panel.mask_HW.shape}, pred {panel.pred_HW.shape}: sizes differ")
     valid = panel.mask_HW != ignore_index
     wrong = int((valid & (panel.mask_HW != panel.pred_HW)).sum())
-    share = f"error {100 * wrong / valid.sum():.1f} %" if valid.any() else "error (no valid pixel)"
+    share = f"{100 * wrong / valid.sum():.1f} % wrong" if valid.any() else "no valid pixel"
     pictures = [
         panel.image_HWC,
         colorize(panel.mask_HW, palette_K3, ignore_index),
@@ -92,17 +92,22 @@ def _draw_row(panel: Panel, palette_K3: np.ndarray, ignore_index: int, *, first:
     gap = max(4, width // 40)
     font_px = font_size_for(4 * width)
     line = round(1.6 * font_px)
-    num_lines = 1 + bool(panel.title)
-    row = Image.new("RGB", (4 * width + 5 * gap, height + num_lines * line + gap), PAPER)
+    top = (1 + first) * line
+    row = Image.new("RGB", (4 * width + 5 * gap, top + height + gap), PAPER)
     pen = ImageDraw.Draw(row)
     font = load_font(font_px)
+
+    def write(text: str, left: int, middle: float, room: int) -> None:
+        pen.text((left, middle), fit_text(text, font, room), fill=INK, font=font, anchor="lm")
+
     if panel.title:
-        pen.text((gap, line / 2), fit_text(panel.title, font, row.width - 2 * gap), fill=INK, font=font, anchor="lm")
-    for place, (tile, title) in enumerate(zip(tiles, (*TITLES[:3], share), strict=True)):
+        write(panel.title, gap, top - line / 2, 3 * width + 2 * gap)
+    write(share, gap + 3 * (width + gap), top - line / 2, width)
+    for place, (tile, title) in enumerate(zip(tiles, TITLES, strict=True)):
         left = gap + place * (width + gap)
-        if first or place == 3:
-            pen.text((left, (num_lines - 0.5) * line), fit_text(title, font, width), fill=INK, font=font, anchor="lm")
-        row.paste(tile, (left, num_lines * line))
+        if first:
+            write(title, left, line / 2, width)
+        row.paste(tile, (left, top))
     return row
 
 
