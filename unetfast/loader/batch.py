@@ -33,8 +33,21 @@ class Loader(Protocol):
     """
 
     backend: str  # "cpu" or "dali"
-    num_samples: int  # of the split, one epoch
-    num_skipped: int  # samples left out so far under on_bad = "skip"
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split, one epoch."""
+        ...
+
+    @property
+    def num_skipped(self) -> int:
+        """Samples left out so far under on_bad = "skip"; each is counted once."""
+        ...
+
+    @property
+    def skipped(self) -> list[str]:
+        """Keys of the samples left out so far."""
+        ...
 
     @property
     def num_batches(self) -> int:

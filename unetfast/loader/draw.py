@@ -43,7 +43,9 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack([word_0, word_1, word_2, word_3])
 
 
-def draw_words(seed: int, stream: int, epochs: np.ndarray, indices: np.ndarray, repeats: np.ndarray, num_words: int) -> np.ndarray:
+def draw_words(
+    seed: int, stream: int, epochs: np.ndarray, indices: np.ndarray, repeats: np.ndarray, num_words: int
+) -> np.ndarray:
     """Draw 64-bit words for many (epoch, index, repeat) at once.
 
     Args:

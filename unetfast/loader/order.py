@@ -30,7 +30,7 @@ class Places:
         positions: places in the stream, epoch * N + offset, int64.
         epochs: int64.
         sample_ids: places in the split's index, int64.
-        repeats: how often the sample stood in its epoch before, in index order; 0 unless the sampler is "balanced", int64.
+        repeats: numbers the places that one sample has in one epoch, from 0; always 0 unless the sampler is "balanced", int64.
     """
 
     positions: np.ndarray
@@ -172,7 +172,7 @@ def _mix(words: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Hash 64-bit words under keys: the finalizer of SplitMix64 (Steele, Lea and Flood 2014), upper half."""
     mixed = (words ^ key) * _MIX_1
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
-    return mixed >> np.uint64(32)
+    return np.asarray(mixed >> np.uint64(32))
 
 
 def rank_part(num_in_batch: int, rank: int, world_size: int) -> slice:
@@ -183,9 +183,9 @@ def rank_part(num_in_batch: int, rank: int, world_size: int) -> slice:
 def balance_weights(presence: np.ndarray) -> np.ndarray:
     """Weigh samples by their rarest class: repeat factors of Gupta, Dollár and Girshick, LVIS, CVPR 2019.
 
-    A class in a share f of the samples has the factor max(1, sqrt(t / f)), a sample the largest factor of its classes. LVIS sets t
-    for 1,203 classes; here t is the median share over the classes that occur, so that it fits any number of classes: the rarer
-    half of them comes up more often, and nothing changes where all are equally frequent.
+    A class in a share f of the samples has the factor max(1, sqrt(t / f)), a sample the largest factor of its classes. LVIS
+    sets t for 1,203 classes; here t is the median share over the classes that occur, so that it fits any number of classes:
+    the rarer half of them comes up more often, and nothing changes where all are equally frequent.
 
     Args:
         presence: which class occurs in which sample, bool, (N, K).

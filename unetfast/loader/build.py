@@ -1,0 +1,101 @@
+"""Picks the backend, says why, and builds a loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from unetfast.config import Config, LoaderConfig
+from unetfast.data.reader import SplitReader
+from unetfast.device import num_usable_cores
+from unetfast.errors import UserError
+from unetfast.loader.batch import Loader
+from unetfast.loader.cpu import CpuLoader
+from unetfast.loader.stream import SampleStream
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """Which loader backend is used.
+
+    Args:
+        name: "cpu" or "dali".
+        reason: why, for people.
+    """
+
+    name: str
+    reason: str
+
+
+def choose_backend(config: LoaderConfig, device: torch.device) -> BackendChoice:
+    """Turn `loader.backend` into a choice; "auto" takes the best that works here.
+
+    Raises:
+        UserError: a backend is asked for that cannot be had; says what to set.
+    """
+    if config.backend == "cpu":
+        return BackendChoice("cpu", "asked for")
+    if config.backend == "dali":
+        raise UserError(
+            'loader.backend = "dali": the DALI backend is not part of this version; take --set loader.backend=cpu (or auto)'
+        )
+    if device.type == "cuda":
+        return BackendChoice("cpu", "the DALI backend is not part of this version")
+    return BackendChoice("cpu", "no GPU is used")
+
+
+def build_loader(
+    reader: SplitReader,
+    config: Config,
+    *,
+    training: bool,
+    device: torch.device,
+    size_hw: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Build the loader of one split.
+
+    Args:
+        reader: the split; it is read from threads, and stays open when the loader is closed.
+        config: the loader, order and augment sections, and train.seed.
+        training: an endless shuffled, augmented stream of full batches. Else each sample once, in index order, not augmented,
+            the last batch smaller.
+        device: where batches are wanted.
+        size_hw: height and width of the batches, pixels; None takes `loader.size_hw`.
+        batch_size: global, over all ranks; None takes `loader.batch_size`.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        UserError: the settings do not fit together, or the backend cannot be had.
+        CorruptShardError: the split's class table, which the balanced sampler reads, is damaged.
+    """
+    choose_backend(config.loader, device)
+    batch_size = config.loader.batch_size if batch_size is None else batch_size
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: must be at least 1")
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank {rank} of {world_size} processes: ranks run from 0 to {world_size - 1}")
+    if training and batch_size % world_size:
+        raise UserError(
+            f"a global batch of {batch_size} cannot be shared by {world_size} processes; "
+            f"set loader.batch_size to a multiple of {world_size}, such as {-(-batch_size // world_size) * world_size}"
+        )
+    if config.loader.on_bad == "skip" and world_size > 1:
+        raise UserError(
+            'loader.on_bad = "skip" with several processes: they cannot agree on what is left out; '
+            "take --set loader.on_bad=error, and pack again without the bad samples (unetfast inspect --verify names them)"
+        )
+    stream = SampleStream(
+        reader,
+        config,
+        training=training,
+        target_hw=size_hw or config.loader.size_hw,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    return CpuLoader(stream, config.loader, num_threads=config.loader.threads or num_usable_cores(), device=device)

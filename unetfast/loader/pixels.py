@@ -1,0 +1,178 @@
+"""Pixels of the CPU backend: one sample's members and numbers -> its rows of a batch.
+
+What each step means stands in augment.py; here is how it is done fast on a CPU: a JPEG is decoded at 1/2, 1/4 or 1/8 where the
+crop is much larger than the target, buffers are reused, and every step releases the GIL.
+
+Axis letters: H height, W width, C channels (R, G, B).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from unetfast.data.codecs import decode_image
+
+# how many stored pixels, at least, one target pixel must still average, per axis, after a scaled JPEG decode
+MIN_REDUCTION = {"exact": 4.0, "fast": 1.0}
+_JPEG_REDUCTIONS = (8, 4, 2)  # the scaled inverse transforms that libjpeg-turbo has in SIMD
+
+_scratch = threading.local()
+
+
+def choose_jpeg_reduction(crop_hw: tuple[int, int], target_hw: tuple[int, int], decode: Literal["exact", "fast"]) -> int:
+    """Return by what a JPEG may be reduced while it is decoded: 8, 4, 2 or 1.
+
+    Args:
+        crop_hw: height and width of the crop box, stored pixels.
+        target_hw: height and width of the batch, pixels.
+        decode: "exact" leaves a reduction of at least 4 to the antialiased resize, "fast" takes any.
+    """
+    least = min(crop_hw[0] / target_hw[0], crop_hw[1] / target_hw[1])
+    return next((reduction for reduction in _JPEG_REDUCTIONS if least / reduction >= MIN_REDUCTION[decode]), 1)
+
+
+def decode_reduced(data: bytes, codec: str, hw: tuple[int, int], reduction: int) -> np.ndarray:
+    """Decode an image member, a JPEG at 1/reduction of its size.
+
+    Pixel (i, j) of the result covers stored pixels from (i, j) * reduction on; sizes are rounded up, so the last row and column
+    may reach past the image.
+
+    Args:
+        data: the member's bytes.
+        codec: "jpeg", "png" or "lz4".
+        hw: stored height and width, pixels.
+        reduction: 1, 2, 4 or 8; 1 unless the codec is "jpeg".
+
+    Returns:
+        RGB, uint8, (ceil(H / reduction), ceil(W / reduction), 3); a JPEG's stays valid until this thread decodes the next one.
+
+    Raises:
+        ValueError: the bytes are damaged, or hold another size.
+    """
+    if codec != "jpeg":
+        return decode_image(data, codec, height=hw[0], width=hw[1])
+    found_hw = simplejpeg.decode_jpeg_header(data)[:2]
+    if found_hw != hw:
+        raise ValueError(f"JPEG is {found_hw[1]}x{found_hw[0]}, expected {hw[1]}x{hw[0]} (width x height)")
+    height, width = -(-hw[0] // reduction), -(-hw[1] // reduction)
+    buffer = _scratch_bytes(height * width * 3)
+    rgb_HWC = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=buffer)
+    if rgb_HWC.shape != (height, width, 3):
+        raise ValueError(f"JPEG decoded to {rgb_HWC.shape}, expected {(height, width, 3)}")
+    return np.asarray(rgb_HWC)
+
+
+def _scratch_bytes(num_bytes: int) -> np.ndarray:
+    """Return this thread's buffer: fresh pages for each decode would cost as much as the decode's last stage."""
+    buffer: np.ndarray | None = getattr(_scratch, "buffer", None)
+    if buffer is None or len(buffer) < num_bytes:
+        buffer = np.empty(max(num_bytes, 1 << 20), dtype=np.uint8)
+        _scratch.buffer = buffer
+    return buffer[:num_bytes]
+
+
+def resize_box(rgb_HWC: np.ndarray, box_yxyx: np.ndarray, out_HWC: np.ndarray) -> None:
+    """Resize a box with an antialiasing triangle filter; what lies around the box is seen by its border pixels.
+
+    Args:
+        rgb_HWC: uint8, contiguous, (H, W, 3).
+        box_yxyx: top, left, bottom, right in pixels of `rgb_HWC`; may lie between pixels, float64, (4,).
+        out_HWC: receives the result, uint8, contiguous, (target height, target width, 3).
+    """
+    top, left, bottom, right = (float(edge) for edge in box_yxyx)
+    (height, width), (out_height, out_width) = rgb_HWC.shape[:2], out_HWC.shape[:2]
+    if (bottom - top, right - left) == (out_height, out_width) and top.is_integer() and left.is_integer():
+        out_HWC[...] = rgb_HWC[int(top) : int(bottom), int(left) : int(right)]
+    elif top == 0 and left == 0 and height - bottom < 1 and width - right < 1:
+        _resize_whole(rgb_HWC, (out_height / bottom, out_width / right), out_HWC)
+    else:
+        _resize_part(rgb_HWC, (top, left, bottom, right), out_HWC)
+
+
+def _resize_whole(rgb_HWC: np.ndarray, scales: tuple[float, float], out_HWC: np.ndarray) -> None:
+    """Resize from the top left corner by given scales: torch's uint8 kernel, three times as fast as Pillow's."""
+    source, result = (torch.from_numpy(part).permute(2, 0, 1)[None] for part in (rgb_HWC, out_HWC))
+    torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out_HWC.shape[:2]), False, *scales, out=result)
+
+
+def _resize_part(rgb_HWC: np.ndarray, box: tuple[float, float, float, float], out_HWC: np.ndarray) -> None:
+    """Resize any box; Pillow's filter is the same, and takes boxes between pixels."""
+    top, left, bottom, right = box
+    (height, width), (out_height, out_width) = rgb_HWC.shape[:2], out_HWC.shape[:2]
+    # only what the filter can reach is handed over
+    reach_y, reach_x = max((bottom - top) / out_height, 1) + 1, max((right - left) / out_width, 1) + 1
+    first_y, first_x = max(int(top - reach_y), 0), max(int(left - reach_x), 0)
+    last_y, last_x = min(int(bottom + reach_y) + 1, height), min(int(right + reach_x) + 1, width)
+    part = Image.fromarray(np.ascontiguousarray(rgb_HWC[first_y:last_y, first_x:last_x]))
+    shifted = (left - first_x, top - first_y, right - first_x, bottom - first_y)
+    out_HWC[...] = np.asarray(part.resize((out_width, out_height), Image.Resampling.BILINEAR, box=shifted))
+
+
+def warp_image(rgb_HWC: np.ndarray, matrix: np.ndarray, out_HWC: np.ndarray) -> None:
+    """Sample an image bilinearly at matrix @ (x, y, 1) of each pixel's centre; 0 outside.
+
+    Args:
+        rgb_HWC: uint8, (H, W, 3).
+        matrix: from positions in `out_HWC` to positions in `rgb_HWC`, whole numbers at pixel edges, float64, (2, 3).
+        out_HWC: receives the result, uint8, contiguous, another array.
+    """
+    centred = matrix.copy()  # OpenCV has whole numbers at pixel centres
+    centred[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    height, width = out_HWC.shape[:2]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cv2.warpAffine(rgb_HWC, centred, (width, height), dst=out_HWC, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def transform_color(rgb_HWC: np.ndarray, matrix: np.ndarray) -> None:
+    """Apply a matrix to (R, G, B, 1) of each pixel in place, rounded half up and clipped.
+
+    Args:
+        rgb_HWC: uint8, changed in place.
+        matrix: (3, 4).
+    """
+    shifted = matrix.astype(np.float32)
+    shifted[:, 3] += 0.5
+    values = cv2.transform(rgb_HWC.astype(np.float32), shifted)
+    np.clip(values, 0, 255, out=values)  # from here on, to cut off the fraction is to round half up
+    rgb_HWC[...] = values.astype(np.uint8)
+
+
+def gather_mask(mask_HW: np.ndarray, matrix: np.ndarray, crop_yxyx: np.ndarray, ignore_index: int, out_HW: np.ndarray) -> None:
+    """Look up the class at floor(matrix @ (x, y, 1)) of each pixel's centre; `ignore_index` outside the crop box.
+
+    Args:
+        mask_HW: stored class ids, (H, W).
+        matrix: from target positions to stored ones, whole numbers at pixel edges, float64, (2, 3).
+        crop_yxyx: top, left, bottom, right, inside the mask, int64, (4,).
+        ignore_index: id of what lies outside.
+        out_HW: receives the ids.
+    """
+    out_height, out_width = out_HW.shape
+    (x_by_x, x_by_y, x_shift), (y_by_x, y_by_y, y_shift) = matrix.tolist()
+    x_centres, y_centres = np.arange(out_width) + 0.5, np.arange(out_height) + 0.5
+    top, left, bottom, right = crop_yxyx.tolist()
+    if x_by_y == 0 and y_by_x == 0:
+        rows, columns = np.floor(y_centres * y_by_y + y_shift), np.floor(x_centres * x_by_x + x_shift)
+        rows_in, columns_in = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+        rows, columns = np.clip(rows, top, bottom - 1).astype(np.intp), np.clip(columns, left, right - 1).astype(np.intp)
+        np.take(mask_HW[rows], columns, axis=1, out=out_HW, mode="clip")
+        out_HW[~rows_in] = ignore_index
+        out_HW[:, ~columns_in] = ignore_index
+        return
+    columns = np.floor((x_centres * x_by_x + x_shift)[None, :] + (y_centres * x_by_y)[:, None]).astype(np.int32)
+    rows = np.floor((x_centres * y_by_x)[None, :] + (y_centres * y_by_y + y_shift)[:, None]).astype(np.int32)
+    # one unsigned comparison tests both edges
+    outside = (columns - left).view(np.uint32) >= right - left
+    outside |= (rows - top).view(np.uint32) >= bottom - top
+    places = rows.astype(np.intp)
+    places *= mask_HW.shape[1]
+    places += columns
+    np.take(mask_HW.reshape(-1), places, out=out_HW, mode="clip")
+    out_HW[outside] = ignore_index
