@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -213,7 +214,8 @@ def _loss_weight(loss: SegmentationLoss, mask_NHW: Tensor) -> Tensor:
 
 
 def _confusion_at_source(logits_KHW: Tensor, reader: SplitReader, sample_id: int, labels: LabelTable) -> Tensor:
-    mask_HW = torch.from_numpy(reader.decode_mask(sample_id)).to(logits_KHW.device)
+    stored_HW = np.require(reader.decode_mask(sample_id), requirements="W")  # torch takes no read-only memory
+    mask_HW = torch.from_numpy(stored_HW).to(logits_KHW.device)
     height, width = mask_HW.shape
     num_classes = labels.num_classes
     confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=logits_KHW.device)
