@@ -8,6 +8,11 @@ normalisation, its zeros mean "the mean colour of the training split", not black
 
 With the default options the structure (widths, biases, `align_corners`, order of parameters) is that of milesial/Pytorch-UNet,
 except that odd sizes are padded at the input rather than in the decoder.
+
+Compiling: `torch.compile(net, fullgraph=True, dynamic=False)` makes exactly two graphs, one for training and one for evaluation
+(batch norm and gradients make them different computations), and no more as long as the image's size and the batch's stay the
+same. So a smaller last batch is to be padded to the full one on the device, and the surplus logits cut off; in evaluation the
+images of a batch do not influence each other.
 """
 
 from __future__ import annotations
