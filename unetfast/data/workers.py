@@ -1,0 +1,174 @@
+"""Worker processes for the packer: each takes one task after the other, and none outlives its parent.
+
+A small pool of our own rather than `concurrent.futures`: tasks report progress from within, a worker that is killed (no
+memory left) ends in a clear error, and workers notice a parent that was killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol, TypeVar
+
+import cv2
+
+from unetfast.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Task_contra = TypeVar("Task_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+
+_REPORT_EVERY_S = 0.1
+_JOIN_S = 5.0
+
+
+class Work(Protocol[Task_contra, Result_co]):
+    """What is done with a task. Picklable; `report` takes the number of samples done since the last call."""
+
+    def __call__(self, task: Task_contra, report: Callable[[int], None], /) -> Result_co: ...
+
+
+def count_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(
+    tasks: list[Task], work: Work[Task, Result], *, num_workers: int, report: Callable[[int], None]
+) -> Iterator[Result]:
+    """Do all tasks, and yield each result when it is there; their order is not that of the tasks.
+
+    Args:
+        tasks: picklable.
+        work: what to do with one.
+        num_workers: processes; with 1, or with one task, the work is done in this process.
+        report: takes the number of samples done since the last call.
+
+    Raises:
+        UserError: whatever the work raises, or a worker died.
+        RuntimeError: a bug in the work; carries the worker's traceback.
+    """
+    num_workers = min(num_workers, len(tasks))
+    if num_workers <= 1:
+        for task in tasks:
+            yield work(task, report)
+        return
+    pool = [_Worker(work) for _ in range(num_workers)]
+    try:
+        yield from _serve_pool(pool, tasks, report)
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, work: Work[Any, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.busy = False
+
+    def give(self, task: Any) -> None:
+        self.busy = True
+        with suppress(BrokenPipeError):  # it died; taking its answer says so
+            self.pipe.send(task)
+
+    def take(self) -> tuple[str, Any]:
+        try:
+            kind, value = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join(_JOIN_S)
+            raise UserError(
+                f"a worker process ended (exit code {self.process.exitcode}), perhaps for want of memory\n"
+                f"  repeat the command with fewer --workers; what is packed so far is kept"
+            ) from None
+        return kind, value
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join(_JOIN_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+def _serve_pool(pool: list[_Worker], tasks: list[Any], report: Callable[[int], None]) -> Iterator[Any]:
+    waiting = list(reversed(tasks))
+    for worker in pool:
+        worker.give(waiting.pop())
+    while any(worker.busy for worker in pool):
+        ready = wait([worker.pipe for worker in pool if worker.busy])
+        for worker in pool:
+            if worker.pipe not in ready:
+                continue
+            kind, value = worker.take()
+            if kind == "progress":
+                report(value)
+                continue
+            worker.busy = False
+            if kind == "error":
+                raise value
+            if kind == "bug":
+                raise RuntimeError(f"in a worker process:\n{value}")
+            if waiting:
+                worker.give(waiting.pop())
+            yield value
+
+
+def _serve(pipe: Connection, work: Work[Any, Any]) -> None:
+    """Body of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    while True:
+        task = pipe.recv()
+        reporter = _Reporter(pipe)
+        try:
+            answer = ("done", work(task, reporter))
+        except UserError as error:
+            answer = ("error", error)
+        except Exception:
+            answer = ("bug", traceback.format_exc())
+        reporter.flush()
+        pipe.send(answer)
+
+
+class _Reporter:
+    """Sends progress up the pipe, a few times a second."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._count = 0
+        self._last = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._count += count
+        if time.monotonic() - self._last >= _REPORT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._count:
+            self._pipe.send(("progress", self._count))
+        self._count, self._last = 0, time.monotonic()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
