@@ -1,0 +1,113 @@
+"""What a run says while it works: a live bar on a terminal, plain lines in a log or with NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+SECONDS_BETWEEN_LINES = 10.0  # of a plain log; a live bar is always up to date
+
+
+class Display:
+    """Shows the progress of a run.
+
+    Args:
+        console: where to.
+        num_epochs: of the whole run.
+        num_steps: of the whole run.
+        first_step: steps that were done before, by the run that is gone on with.
+        now: a clock in seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        num_epochs: int,
+        num_steps: int,
+        first_step: int = 0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._num_epochs = num_epochs
+        self._num_steps = num_steps
+        self.first_step = first_step
+        self._now = now
+        self._began_s = now()
+        self._said_s: float | None = None
+        self._progress: Progress | None = None
+        if console.is_terminal and not os.environ.get("NO_COLOR"):
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+            self._progress = Progress(*columns, console=console, transient=True)
+            self._task = self._progress.add_task("epoch", total=num_steps, completed=first_step, status="starting")
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def say(self, line: str, *, style: str = "") -> None:
+        """Print one line for good."""
+        self._console.print(line, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+    def count_step(self, step: int) -> None:
+        """Move the bar; cheap, and does not wait for the GPU."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=min(step, self._num_steps))
+
+    def show_row(self, row: dict[str, Any]) -> None:
+        """Show a row of kind "train"."""
+        status = self._describe(row)
+        epoch = f"epoch {row['epoch']}/{self._num_epochs}"
+        if self._progress is not None:
+            self._progress.update(self._task, description=epoch, status=status)
+        elif self._said_s is None or self._now() - self._said_s >= SECONDS_BETWEEN_LINES:
+            self._said_s = self._now()
+            self.say(f"{epoch}  {status}")
+
+    def _describe(self, row: dict[str, Any]) -> str:
+        step = row["step"]
+        num_done = max(1, step - self.first_step)
+        left_s = (self._now() - self._began_s) / num_done * max(0, self._num_steps - step)
+        loss = "nan" if row["loss"] is None else f"{row['loss']:.4f}"
+        parts = [f"step {step:,}/{self._num_steps:,}", f"loss {loss}", f"{format_rate(row['images_per_s'])} img/s"]
+        parts.append(f"data-wait {row['data_wait_pct']:.1f} %")
+        if "gpu_memory_gib" in row:
+            parts.append(f"{row['gpu_memory_gib']:.1f} GiB")
+        return "  ".join([*parts, f"{format_duration(left_s)} left"])
+
+
+def format_rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Write hours:minutes:seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def format_scores(row: dict[str, Any], class_names: list[str]) -> str:
+    """Write the headline of a row of kind "val" or "epoch": with two classes the Dice of the second stands first."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    parts = []
+    if len(class_names) == 2 and "classes" in row:
+        parts.append(f"Dice {number(row['classes'][1]['dice'])} ({class_names[1]})")
+    else:
+        parts.append(f"mDice {number(row['mean_dice'])}")
+    parts += [f"mIoU {number(row['mean_iou'])}", f"accuracy {number(row['pixel_accuracy'])}", f"loss {number(row['loss'])}"]
+    return "  ".join(parts)

@@ -1,0 +1,339 @@
+"""Training, from config to checkpoint, top to bottom.
+
+One step: a batch from the loader, cut into micro-batches; forward, loss, backward; clip, step. Nothing in it waits for the
+GPU: losses and confusion matrices are summed on the device and read every `log.every_steps` steps. One epoch ends with the
+first batch that holds its last sample; then come validation, pictures and checkpoints.
+
+Axis legend: N batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint, load_initial_weights, save_checkpoint
+from unetfast.config import Config
+from unetfast.device import resolve_device
+from unetfast.loader.batch import Batch
+from unetfast.model.metrics import compute_metrics, confusion_matrix
+from unetfast.train.display import Display, format_scores
+from unetfast.train.log import MetricsLog
+from unetfast.train.meter import StepClock
+from unetfast.train.optimizer import set_learning_rate, split_batch, update_weights
+from unetfast.train.pictures import draw_history, draw_initial_predictions, draw_predictions
+from unetfast.train.randomness import numeric_settings
+from unetfast.train.run import Run
+from unetfast.train.runfolder import check_run_folder
+from unetfast.train.schedule import is_better
+from unetfast.train.setup import build_run, describe_run
+from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
+from unetfast.train.validate import collect_first_panels, validate
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run came to.
+
+    Args:
+        out: the run folder.
+        steps: optimizer steps done, those before a resume included.
+        epochs: epochs finished.
+        last: metrics of the last validation pass, the keys of `Evaluation.to_json`; empty without one.
+        best: of the best one: `metric`, `value`, `epoch`, `step`; empty without one.
+        stopped: "" at the end of the last epoch, "max_steps", or "signal".
+        exit_code: 0, or 130 (SIGINT) and 143 (SIGTERM).
+    """
+
+    out: Path
+    steps: int
+    epochs: int
+    last: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    stopped: str = ""
+    exit_code: int = 0
+
+
+def train(shards: Path, config: Config, out: Path, *, resume: bool = False, console: Console | None = None) -> TrainResult:
+    """Train a U-Net on a shard folder and leave everything in a run folder.
+
+    SIGINT and SIGTERM finish the step, save last.pt and end the run; `resume` goes on from there, or from wherever a killed
+    run saved last, and computes what the undisturbed run would have.
+
+    Args:
+        shards: shard folder with a train split; without a val split nothing is validated, and best.pt is the last state.
+        config: resolved; see `unetfast.train.setup.resolve_run`.
+        out: run folder; must be new or empty unless `resume`.
+        resume: go on from `out/last.pt`; from the beginning where a run was killed before it saved.
+        console: for progress and notes; None takes stderr.
+
+    Raises:
+        UserError: the folder, the shards or a setting is not fit for it, or `resume` finds another run.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    # signals are caught first: a stop that comes during start-up is obeyed after it
+    with catch_stop_signals() as stop:
+        folder = check_run_folder(out, resume=resume)
+        checkpoint = load_checkpoint(folder.last) if resume and folder.last.exists() else None
+        device = resolve_device(config.train.device)
+        settings = numeric_settings(seed=config.train.seed, deterministic=config.train.deterministic, device=device)
+        with settings, build_run(shards, config, folder) as run:
+            notes = start_run(run, checkpoint, resume=resume)
+            num_rows = checkpoint.progress["num_rows"] if checkpoint else 0
+            tensorboard = folder.tensorboard if config.log.tensorboard else None
+            with (
+                MetricsLog(folder.metrics, tensorboard=tensorboard, keep_rows=num_rows, step=run.step) as log,
+                Display(console, num_epochs=config.train.epochs, num_steps=run.total_steps, first_step=run.step) as display,
+            ):
+                for line in [*describe_run(run, shards), *notes]:
+                    display.say(line)
+                return run_steps(run, log, display, stop)
+
+
+def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[str]:
+    """Bring a run to where it begins: a checkpoint, given weights, or random ones. Returns notes for people."""
+    config, folder = run.config, run.folder
+    notes = []
+    if checkpoint is not None:
+        changed = check_resume(checkpoint, config, run.manifest.digest(), path=folder.last)
+        run.restore(checkpoint)
+        notes += [
+            f"resume  {folder.last}: step {run.step:,}, {run.epoch} epochs finished",
+            *(f"        {line}" for line in changed),
+        ]
+    elif resume:
+        notes.append(f"resume  {folder.path}: the run was stopped before its first checkpoint; starting at step 0")
+    if checkpoint is None and config.train.init_checkpoint:
+        report = load_initial_weights(run.model, Path(config.train.init_checkpoint))
+        notes.append(f"weights {config.train.init_checkpoint}: {report.num_loaded} tensors taken over")
+        notes += [f"        left out: {line}" for line in report.left_out]
+    if run.val_reader is None:
+        notes.append("note: no val split in the shards: nothing is validated, and best.pt will be a copy of last.pt")
+    folder.prepare()
+    folder.write_config(config)
+    return notes
+
+
+def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> TrainResult:
+    """Train until the epochs are done, `train.max_steps` is reached or a signal comes."""
+    config = run.config
+    if run.step == 0:
+        draw_initial_predictions(run)
+    clock = StepClock(run.device)
+    batches = iter(run.loader)
+    stopped = ""
+    while run.epoch < config.train.epochs:
+        if stop.number:
+            stopped = "signal"
+        elif run.num_epochs_read > run.epoch:
+            with clock.pause():
+                stopped = "" if finish_epoch(run, log, display, stop) else "signal"
+            if not stopped:
+                continue
+        elif is_stopping(run):
+            stopped = "max_steps"
+        if stopped:
+            break
+
+        with clock.waiting():
+            batch = next(batches)
+        train_step(run, batch)
+        clock.end_step()
+        display.count_step(run.step)
+
+        if run.step % config.log.every_steps == 0:
+            row = read_train_row(run, clock)
+            log.add(row)
+            display.show_row(row)
+        if config.checkpoint.every_steps and run.step % config.checkpoint.every_steps == 0:
+            with clock.pause():
+                save_last(run, log)
+    return end_run(run, log, display, stop, stopped)
+
+
+def train_step(run: Run, batch: Batch) -> None:
+    """Take one optimizer step on one global batch. Does not wait for the GPU.
+
+    With `accumulation` the gradients of equal micro-batches are averaged. Batch norm sees each micro-batch alone, and a
+    mean over labelled pixels is taken within each: where ignored pixels are spread unevenly, this differs a little from the
+    whole batch at once.
+    """
+    config = run.config
+    num_parts = config.train.accumulation
+    set_learning_rate(run.optimizer, run.learning_rate)
+    run.model.train()
+    for image_NCHW, mask_NHW in split_batch(batch.image_NCHW, batch.mask_NHW, num_parts):
+        with run.amp.autocast(run.device):
+            logits_NKHW = run.model(image_NCHW)
+        loss = run.loss(logits_NKHW, mask_NHW) / num_parts
+        run.scaler.scale(loss).backward()
+        confusion_KK = confusion_matrix(
+            logits_NKHW.detach().argmax(dim=1),
+            mask_NHW,
+            num_classes=run.labels.num_classes,
+            ignore_index=run.labels.ignore_index,
+        )
+        run.meter.add_part(loss.detach(), confusion_KK)
+    update_weights(run.optimizer, run.scaler, clip_norm=config.optimizer.clip_norm)
+    run.meter.end_step()
+    run.step += 1
+
+
+def read_train_row(run: Run, clock: StepClock) -> dict[str, Any]:
+    """Read what was summed up since the last row. Waits for the GPU."""
+    loss = run.meter.read_window()
+    speed = clock.read(run.config.loader.batch_size)
+    row = {
+        "kind": "train",
+        "step": run.step,
+        "epoch": run.epoch_in_work,
+        "loss": loss,
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "images_per_s": speed.images_per_s,
+        "data_wait_pct": speed.data_wait_pct,
+        "step_s": speed.step_s,
+    }
+    if run.device.type == "cuda":
+        row["gpu_memory_gib"] = torch.cuda.max_memory_allocated(run.device) / 2**30
+    return row
+
+
+def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> bool:
+    """Validate, log, draw and save behind an epoch's last step.
+
+    Returns:
+        False if a signal came meanwhile: nothing of the run has changed then, and a resume does the epoch's end again.
+    """
+    config = run.config
+    epoch = run.num_epochs_read
+    is_last = epoch >= config.train.epochs
+    num_panels = num_panels_due(run, epoch)
+    evaluation = None
+    if run.val_reader is not None and (is_last or is_due(config.eval.every_epochs, run.epoch, epoch)):
+        try:
+            evaluation = validate(run, stop, collect_panels=num_panels)
+        except StoppedError:
+            return False
+
+    loss, confusion_KK = run.meter.read_epoch()
+    metrics = compute_metrics(confusion_KK, run.labels.names)
+    row = {"kind": "epoch", "step": run.step, "epoch": epoch, "loss": loss, "mean_iou": metrics.mean_iou}
+    row |= {"mean_dice": metrics.mean_dice, "pixel_accuracy": metrics.pixel_accuracy}
+    if run.loader.num_skipped:
+        row["num_skipped"] = run.loader.num_skipped
+        display.say(f"warning: {run.loader.num_skipped} damaged samples left out so far (loader.on_bad = skip)", style="yellow")
+    log.add(row)
+    display.say(f"train   epoch {epoch}/{config.train.epochs}: {format_scores(log.rows[-1], run.labels.names)}")
+    run.meter.start_epoch()
+    epochs_before, run.epoch = run.epoch, epoch
+
+    improved = False
+    if evaluation is not None:
+        improved = take_validation(run, log, display, evaluation.to_json())
+    if num_panels:
+        panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
+        draw_predictions(run, panels, is_last=is_last or is_stopping(run))
+    draw_history(run, log.rows)
+    save_epoch(run, log, epochs_before=epochs_before, improved=improved)
+    return True
+
+
+def is_due(every: int, epochs_before: int, epochs_now: int) -> bool:
+    """Say whether a multiple of `every` epochs was reached; a step may end several epochs of a small split."""
+    return epochs_now // every > epochs_before // every
+
+
+def is_stopping(run: Run) -> bool:
+    """Say whether `train.max_steps` is reached."""
+    return 0 < run.config.train.max_steps <= run.step
+
+
+def num_panels_due(run: Run, epoch: int) -> int:
+    """Count the samples to draw at the end of an epoch: more at the end of the run, none where no picture is due."""
+    config = run.config.log
+    if epoch >= run.config.train.epochs or is_stopping(run):
+        return max(config.num_panels, config.num_saved_images)
+    return config.num_panels if is_due(config.panels_every_epochs, run.epoch, epoch) else 0
+
+
+def take_validation(run: Run, log: MetricsLog, display: Display, scores: dict[str, Any]) -> bool:
+    """Take a validation pass into log, schedule and best-so-far; returns whether it is the best."""
+    config = run.config
+    log.add({"kind": "val", "step": run.step, "epoch": run.epoch, **scores})
+    by_name = scores | {"val_loss": scores["loss"]}
+    run.metrics = scores
+    if config.schedule.name == "plateau" and run.plateau.update(by_name[config.schedule.plateau_metric], config.schedule):
+        display.say(f"plateau {config.schedule.plateau_metric} has not improved: learning rate now {run.learning_rate:.3g}")
+    metric = config.checkpoint.best_metric
+    improved = is_better(metric, by_name[metric], run.best.get("value"))
+    if improved:
+        run.best = {"metric": metric, "value": by_name[metric], "epoch": run.epoch, "step": run.step}
+    mark = f"   best so far -> {run.folder.best}" if improved else ""
+    headline = format_scores(scores, run.labels.names)
+    display.say(f"val     epoch {run.epoch}/{config.train.epochs}: {headline}   {scores['num_images']:,} images{mark}")
+    for warning in scores["warnings"]:
+        display.say(f"warning: {warning}", style="yellow")
+    return improved
+
+
+def save_last(run: Run, log: MetricsLog) -> None:
+    save_checkpoint(run.folder.last, run.capture(len(log.rows)))
+
+
+def save_epoch(run: Run, log: MetricsLog, *, epochs_before: int, improved: bool) -> None:
+    """Write the checkpoints of an epoch's end; last.pt comes last, so that a kill before it does all of this again."""
+    config, folder = run.config, run.folder
+    checkpoint = run.capture(len(log.rows))
+    if config.checkpoint.every_epochs and is_due(config.checkpoint.every_epochs, epochs_before, run.epoch):
+        save_checkpoint(folder.kept(config, epoch=run.epoch, step=run.step), checkpoint)
+    if improved or run.val_reader is None:
+        save_checkpoint(folder.best, checkpoint)
+    save_checkpoint(folder.last, checkpoint)
+
+
+def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stopped: str) -> TrainResult:
+    """Save a run that ends inside an epoch, and say what to do next."""
+    folder = run.folder
+    if stopped:
+        save_last(run, log)
+    elif run.step == display.first_step:
+        display.say(f"all {run.config.train.epochs} epochs are done already; for more: --resume --set train.epochs=N")
+    if stopped == "signal":
+        display.say(
+            f"stopped by {stop.name} at step {run.step:,}; saved {folder.last}. To go on: the same command with --resume"
+        )
+    elif stopped == "max_steps":
+        finish_early(run, log, display, stop)
+    if run.best:
+        best = run.best
+        display.say(f"best    {best['metric']} {best['value']:.4f} in epoch {best['epoch']} -> {folder.best}")
+    elif run.val_reader is not None and not stopped:
+        display.say(f"warning: no validation pass gave a number for {run.config.checkpoint.best_metric}: there is no best.pt")
+    exit_code = stop.exit_code if stopped == "signal" else 0
+    return TrainResult(folder.path, run.step, run.epoch, run.metrics, run.best, stopped, exit_code)
+
+
+def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> None:
+    """Validate a run that `train.max_steps` stopped inside an epoch, so that it too has scores, pictures and a best.pt.
+
+    last.pt was written before: a resume with more steps computes what a run without the stop would have.
+    """
+    display.say(f"stopped at step {run.step:,} by train.max_steps; to go on: --resume --set train.max_steps=0")
+    if log.rows and log.rows[-1]["kind"] == "val" and log.rows[-1]["step"] == run.step:
+        return  # the stop fell on the end of an epoch, where all of this was done
+    if run.val_reader is None:
+        save_checkpoint(run.folder.best, run.capture(len(log.rows)))
+        return
+    num_panels = max(run.config.log.num_panels, run.config.log.num_saved_images)
+    try:
+        evaluation = validate(run, stop, collect_panels=num_panels)
+    except StoppedError:
+        return
+    if take_validation(run, log, display, evaluation.to_json()):
+        save_checkpoint(run.folder.best, run.capture(len(log.rows)))
+    draw_predictions(run, evaluation.panels, is_last=True)
+    draw_history(run, log.rows)

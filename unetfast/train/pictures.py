@@ -1,0 +1,44 @@
+"""The pictures of a run folder: predictions before, during and after training, and the history of its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unetfast.train.run import Run
+from unetfast.train.runfolder import save_picture
+from unetfast.train.validate import collect_first_panels
+from unetfast.viz.curves import draw_curves
+from unetfast.viz.panels import Panel, draw_panels
+
+
+def draw_initial_predictions(run: Run) -> None:
+    """Write predictions_initial.png: what the net says before it has learned anything."""
+    panels = collect_first_panels(run, run.config.log.num_panels)
+    save_picture(_draw(run, panels), run.folder.predictions("initial"))
+
+
+def draw_predictions(run: Run, panels: list[Panel], *, is_last: bool) -> None:
+    """Write predictions_epoch_N.png where it is due.
+
+    At the end of the run write predictions_epoch_final.png too, and one picture a sample into saved_images/.
+    """
+    config = run.config.log
+    page = _draw(run, panels[: config.num_panels])
+    if run.epoch and run.epoch % config.panels_every_epochs == 0:
+        save_picture(page, run.folder.predictions(run.epoch))
+    if not is_last:
+        return
+    save_picture(page, run.folder.predictions("final"))
+    if config.num_saved_images:
+        run.folder.saved_images.mkdir(exist_ok=True)
+    for place, panel in enumerate(panels[: config.num_saved_images]):
+        save_picture(_draw(run, [panel]), run.folder.saved_images / f"{place:03d}_{panel.title}.png")
+
+
+def _draw(run: Run, panels: list[Panel]) -> Any:
+    return draw_panels(panels, run.labels.palette, run.labels.names, run.labels.ignore_index)
+
+
+def draw_history(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Write training_history.png."""
+    save_picture(draw_curves(rows, title=run.folder.path.name), run.folder.history)

@@ -1,0 +1,136 @@
+"""A run in memory: its parts, where it stands, and how that becomes a checkpoint and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from unetfast.checkpoint import Checkpoint
+from unetfast.config import Config
+from unetfast.data.labels import LabelTable
+from unetfast.data.manifest import Manifest
+from unetfast.data.reader import SplitReader
+from unetfast.device import AmpPolicy
+from unetfast.loader.batch import Loader
+from unetfast.model.losses import SegmentationLoss
+from unetfast.model.unet import UNet
+from unetfast.train.meter import Meter
+from unetfast.train.randomness import capture_rng, restore_rng
+from unetfast.train.runfolder import RunFolder
+from unetfast.train.schedule import Plateau, learning_rate_factor
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that a training step, a validation pass and a checkpoint need.
+
+    Args:
+        config: resolved.
+        folder: where results go.
+        manifest: of the shards.
+        mean: per channel, of values scaled to [0, 1].
+        std: per channel, above 0.
+        device: where model and batches are.
+        amp: number format of the forward pass.
+        compiled: whether the model is.
+        train_reader: the split that is learned from.
+        val_reader: the split that is scored on; None where the shards have none.
+        loader: the endless training stream.
+        model: on `device`.
+        loss: on `device`.
+        optimizer: over the model's parameters.
+        scaler: of fp16; disabled otherwise.
+        plateau: state of the plateau schedule.
+        meter: sums since the last log row and in this epoch.
+        total_steps: optimizer steps of the whole run.
+        step: optimizer steps done.
+        epoch: epochs finished, their validation included.
+        metrics: of the last validation pass.
+        best: of the best one.
+    """
+
+    config: Config
+    folder: RunFolder
+    manifest: Manifest
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: torch.device
+    amp: AmpPolicy
+    compiled: bool
+    train_reader: SplitReader
+    val_reader: SplitReader | None
+    loader: Loader
+    model: UNet
+    loss: SegmentationLoss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plateau: Plateau
+    meter: Meter
+    total_steps: int
+    step: int = 0
+    epoch: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> LabelTable:
+        return self.manifest.labels
+
+    @property
+    def num_epochs_read(self) -> int:
+        """Epochs whose last sample has been trained on. One step may end several, where the split is smaller than a batch."""
+        return min(self.loader.position // self.loader.num_samples, self.config.train.epochs)
+
+    @property
+    def epoch_in_work(self) -> int:
+        """Number, from 1, of the epoch that the last sample belonged to."""
+        return min(max(0, self.loader.position - 1) // self.loader.num_samples + 1, self.config.train.epochs)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next step."""
+        factor = learning_rate_factor(
+            self.config.schedule, self.step, total_steps=self.total_steps, plateau_factor=self.plateau.factor
+        )
+        return self.config.optimizer.learning_rate * factor
+
+    def capture(self, num_rows: int) -> Checkpoint:
+        """Put the whole state into a checkpoint; tensors are not copied. Waits for the GPU.
+
+        Args:
+            num_rows: rows of metrics.jsonl that belong to it.
+        """
+        return Checkpoint(
+            step=self.step,
+            epoch=self.epoch,
+            config=self.config,
+            labels=self.labels,
+            dataset=self.manifest.dataset,
+            manifest_digest=self.manifest.digest(),
+            mean=self.mean,
+            std=self.std,
+            weights=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.plateau.state_dict(),
+            scaler=self.scaler.state_dict(),
+            loader=self.loader.state_dict(),
+            rng=[capture_rng()],
+            progress={"meter": self.meter.state_dict(), "num_rows": num_rows},
+            metrics=self.metrics,
+            best=self.best,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint stopped; the opposite of `capture`."""
+        self.step, self.epoch = checkpoint.step, checkpoint.epoch
+        self.metrics, self.best = checkpoint.metrics, checkpoint.best
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.plateau.load_state_dict(checkpoint.schedule)
+        if self.scaler.is_enabled() and checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        self.loader.load_state_dict(checkpoint.loader)
+        self.meter.load_state_dict(checkpoint.progress["meter"])
+        restore_rng(checkpoint.rng[0])

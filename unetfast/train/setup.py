@@ -1,0 +1,202 @@
+"""From what the user asked for to the parts of a run: which config, which folder, which loaders, which model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from unetfast.checkpoint import build_unet
+from unetfast.config import (
+    Config,
+    apply_overrides,
+    build_config,
+    preset_names,
+    read_config_tree,
+    read_preset_tree,
+)
+from unetfast.data.manifest import Manifest, read_manifest
+from unetfast.data.reader import open_shards
+from unetfast.device import resolve_amp, resolve_compile, resolve_device
+from unetfast.errors import UserError
+from unetfast.infer.load import build_loss
+from unetfast.loader.build import build_loader, choose_backend
+from unetfast.model.losses import SegmentationLoss
+from unetfast.train.meter import Meter
+from unetfast.train.optimizer import build_optimizer
+from unetfast.train.run import Run
+from unetfast.train.runfolder import CONFIG_NAME, RunFolder, next_free_folder
+from unetfast.train.schedule import Plateau, num_total_steps
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRun:
+    """What to train and where to leave it."""
+
+    config: Config
+    out: Path
+
+
+def preset_for(manifest: Manifest, device: torch.device) -> str:
+    """Name the preset of a data set: its own where there is one, else the one nearest to it; `-cpu` without a GPU.
+
+    Data sets of other layouts take "carvana" with two classes and "ade20k" with more.
+    """
+    name = manifest.dataset if manifest.dataset in preset_names() else "carvana" if manifest.num_classes <= 2 else "ade20k"
+    return name if device.type == "cuda" else f"{name}-cpu"
+
+
+def resolve_run(
+    shards: Path,
+    *,
+    config: Path | None = None,
+    preset: str | None = None,
+    overrides: list[str] | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> ResolvedRun:
+    """Find the config and the run folder of `unetfast train`, and say which and why.
+
+    Args:
+        shards: shard folder; its data set decides the preset and the name of the run.
+        config: a TOML file.
+        preset: name of a shipped config.
+        overrides: `key=value` settings on top.
+        out: run folder; None takes the next free `runs/<data set>-<number>`.
+        resume: with neither `config` nor `preset`, the run's own config is taken.
+        console: for notes; None is silent.
+
+    Raises:
+        UserError: both `config` and `preset`; `resume` without `out`; a file, preset or key that is not there.
+    """
+    manifest = read_manifest(shards)
+    if config is not None and preset is not None:
+        raise UserError(f"--config {config} and --preset {preset}: give one of them, and single settings by --set")
+    if resume and out is None:
+        raise UserError("--resume: say which run to go on with, by --out runs/NAME")
+    overrides = overrides or []
+    if config is not None:
+        tree, where = read_config_tree(config), str(config)
+    elif preset is not None:
+        tree, where = read_preset_tree(preset), f"preset {preset}"
+    elif resume and out is not None and (out / CONFIG_NAME).is_file():
+        tree, where = read_config_tree(out / CONFIG_NAME), f"{out / CONFIG_NAME}, the run's own"
+    else:
+        tree, where = _read_default_preset(manifest, overrides)
+    resolved = build_config(apply_overrides(tree, overrides), where=where)
+    if console is not None:
+        changed = f", changed by {', '.join(overrides)}" if overrides else ""
+        console.print(f"config  {where}{changed}", markup=False, highlight=False, soft_wrap=True)
+    return ResolvedRun(resolved, out or next_free_folder(Path("runs"), manifest.dataset))
+
+
+def _read_default_preset(manifest: Manifest, overrides: list[str]) -> tuple[dict[str, Any], str]:
+    asked: dict[str, Any] = apply_overrides({}, overrides).get("train", {})
+    device = resolve_device(str(asked.get("device", "auto")))
+    name = preset_for(manifest, device)
+    why = f"for {manifest.dataset}" if name.startswith(manifest.dataset) else f"the nearest to {manifest.dataset} data"
+    gpu = "" if device.type == "cuda" else ", no GPU" if not torch.cuda.is_available() else ", on the CPU as asked for"
+    return read_preset_tree(name), f"preset {name} ({why}{gpu})"
+
+
+@contextmanager
+def build_run(shards: Path, config: Config, folder: RunFolder) -> Iterator[Run]:
+    """Build every part of a run from its config; closes loader and shards at the end.
+
+    Raises:
+        UserError: the shards have no train split, or a setting does not fit them or the device.
+    """
+    device = resolve_device(config.train.device)
+    amp = resolve_amp(config.train.amp, device)
+    shard_folder = open_shards(shards)
+    manifest = shard_folder.manifest
+    with ExitStack() as stack:
+        train_reader = stack.enter_context(shard_folder.split("train", checksum=config.loader.checksum))
+        val_reader = None
+        if "val" in manifest.splits:
+            val_reader = stack.enter_context(shard_folder.split("val", checksum=config.loader.checksum))
+        elif config.schedule.name == "plateau":
+            raise UserError(
+                f'{shards}: no val split, and schedule.name = "plateau" watches validation; take --set schedule.name=cosine'
+            )
+        split = manifest.splits["train"]
+        mean, std = split.mean, tuple(value if value > 0 else 1.0 for value in split.std)
+        mean_std = {"mean": mean, "std": (std[0], std[1], std[2])}
+        model = build_unet(config.model, num_classes=manifest.num_classes, mean=mean, std=mean_std["std"])
+        _check_batch_norm(config, model.stride)
+        model = model.to(device)
+        if config.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        compiled = resolve_compile(config.train.compile, device)
+        if compiled:
+            model.compile(fullgraph=True, dynamic=False)
+        yield Run(
+            config=config,
+            folder=folder,
+            manifest=manifest,
+            mean=mean,
+            std=mean_std["std"],
+            device=device,
+            amp=amp,
+            compiled=compiled,
+            train_reader=train_reader,
+            val_reader=val_reader,
+            loader=stack.enter_context(build_loader(train_reader, config, training=True, device=device)),
+            model=model,
+            loss=_build_loss(config, manifest).to(device),
+            optimizer=build_optimizer(model, config.optimizer),
+            scaler=torch.amp.GradScaler(device.type, enabled=amp.name == "fp16"),
+            plateau=Plateau(),
+            meter=Meter(manifest.num_classes, device),
+            total_steps=num_total_steps(config, split.samples),
+        )
+
+
+def _build_loss(config: Config, manifest: Manifest) -> SegmentationLoss:
+    try:
+        return build_loss(config.loss, manifest, split="train")
+    except ValueError as error:
+        raise UserError(f"[loss]: {error}") from None
+
+
+def _check_batch_norm(config: Config, stride: int) -> None:
+    num_images = config.loader.batch_size // config.train.accumulation
+    if config.model.norm == "batch" and num_images == 1 and max(config.loader.size_hw) <= stride:
+        height, width = config.loader.size_hw
+        raise UserError(
+            f"one image of {height}x{width} pixels a micro-batch: batch norm needs more than one value per channel at the "
+            'bottleneck; take a larger loader.batch_size, a larger loader.size_hw, or model.norm = "group"'
+        )
+
+
+def describe_run(run: Run, shards: Path) -> list[str]:
+    """Say in four lines what was understood: data, loader, model, run."""
+    config, manifest = run.config, run.manifest
+    counts = " / ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+    height, width = config.loader.size_hw
+    accumulation = f" in {config.train.accumulation} parts" if config.train.accumulation > 1 else ""
+    number_format = "float32" if run.amp.name == "off" else run.amp.name
+    modes = ["channels_last"] * config.train.channels_last + ["compiled" if run.compiled else "not compiled"]
+    widths = f"{config.model.base_channels}..{config.model.base_channels * 2**config.model.depth}"
+    reason = choose_backend(config.loader, run.device).reason
+    warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
+    return [
+        f"data    {shards} ({manifest.dataset}, {counts}, {manifest.num_classes} classes)",
+        f"loader  {run.loader.backend} ({reason}), {height}x{width}, batch {config.loader.batch_size}{accumulation}",
+        f"model   U-Net {widths}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
+        f"{number_format} ({run.amp.reason})",
+        f"run     {run.folder.path}: {config.train.epochs} epochs, {run.total_steps:,} steps, {config.optimizer.name} "
+        f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}",
+    ]
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())
