@@ -17,7 +17,12 @@ CAR_LABELS = LabelTable(
 )
 
 
-def make_labels(num_classes: int) -> LabelTable:
+@pytest.fixture
+def make_labels() -> Callable[[int], LabelTable]:
+    return build_labels
+
+
+def build_labels(num_classes: int) -> LabelTable:
     """Classes with values 1, 2, ... and an ignore value, as in ADE20K."""
     infos = [
         ClassInfo(name=f"class {k}", color=(k % 256, 50, 255 - k % 256), value=(k + 1) % 65536) for k in range(num_classes)
