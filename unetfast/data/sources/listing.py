@@ -121,3 +121,8 @@ def describe_folder(root: Path, limit: int = 8) -> str:
     shown = names[:limit] + ([f"... ({len(names)} folders)"] if len(names) > limit else [])
     shown += [f"{count} {suffix} file{'s' if count > 1 else ''}" for suffix, count in sorted(counts.items())[:limit]]
     return ", ".join(shown) if shown else "nothing"
+
+
+def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Say whether a folder, or one below it, holds a file of these suffixes."""
+    return next(_walk(folder, "", suffixes, True, set()), None) is not None
