@@ -177,6 +177,8 @@ def look_up_values(values_HW: np.ndarray, table: ValueMap, labels: LabelTable, f
     lookup, unknown = _value_lookup(table, labels.num_classes, labels.ignore_index)
     if values_HW.dtype == np.uint8:
         ids_HW = np.asarray(cv2.LUT(np.ascontiguousarray(values_HW), lookup[-_MIN_VALUE : -_MIN_VALUE + 256]))
+    elif values_HW.dtype == np.uint16:
+        ids_HW = lookup[-_MIN_VALUE:][values_HW]
     else:
         low, high = int(values_HW.min()), int(values_HW.max())
         if low < _MIN_VALUE or high > _MAX_VALUE:

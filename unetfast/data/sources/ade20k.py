@@ -27,11 +27,13 @@ from unetfast.data.spans import describe_span, read_span
 from unetfast.errors import BadSampleError, UserError
 
 LOOKED_FOR = (
-    "images/training/ with annotations/training/ (ADEChallengeData2016), or images/ADE/training/ with <image>_seg.png and "
-    "<image>.json (full release)"
+    "images/training/ADE_*.jpg with annotations/training/ADE_*.png (ADEChallengeData2016), or images/ADE/training/ with "
+    "<image>_seg.png and <image>.json (full release)"
 )
 
 _SPLITS = (("train", "training"), ("val", "validation"))
+_NAME = re.compile(r"ADE_[a-z]+_\d+")
+_UPPER_PART = (np.arange(256) // 10 * 256).astype(np.uint16)  # of a class number, by red
 _NUMBER_NAME = re.compile(r'"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"name_ndx"\s*:\s*(\d+)')
 _NUMBER_KEY = re.compile(r'"name_ndx"\s*:')
 
@@ -64,8 +66,11 @@ _CLASS_OF_NAMES |= {_synonyms(name): _CLASS_OF_NAMES[_synonyms("door, double doo
 
 def recognize(root: Path) -> str:
     """Name the layout: "ADEChallengeData2016", "full release", or "" where it is not ADE20K."""
-    if any((root / "images" / name).is_dir() and (root / "annotations" / name).is_dir() for _, name in _SPLITS):
-        return "ADEChallengeData2016"
+    for _, name in _SPLITS:
+        images, masks = root / "images" / name, root / "annotations" / name
+        # other data sets have the same two folders; the names tell
+        if images.is_dir() and masks.is_dir() and any(_NAME.match(file) for file in list_folder(images)[1]):
+            return "ADEChallengeData2016"
     if any((root / "images" / "ADE" / name).is_dir() for _, name in _SPLITS):
         return "full release"
     return ""
@@ -274,7 +279,7 @@ class FullMaskReader:
             raise BadSampleError(
                 file, "is not RGB, as _seg.png files are", "get the file again, or leave it out with --on-bad skip"
             )
-        numbers_HW = mask.values[:, :, 0].astype(np.uint16) // 10 * 256 + mask.values[:, :, 1]
+        numbers_HW = _UPPER_PART[mask.values[:, :, 0]] + mask.values[:, :, 1]
         table: dict[int, int | None] = dict(self.numbers)
         table.setdefault(0, None)
         return look_up_values(numbers_HW, tuple(table.items()), self.labels, file)

@@ -26,7 +26,7 @@ LOOKED_FOR = (
 )
 
 _STEM = re.compile(r"(?P<car>.+)_(?P<angle>\d{2})")
-_MASK_STEM = re.compile(r"(?P<image>.+_\d{2})_mask")
+_KAGGLE_STEM = re.compile(r"[0-9a-f]{12}_\d{2}")
 _KAGGLE = (("", "train", "train_masks"),)  # split, images, masks
 _FOUR_FOLDERS = (("train", "train_images", "train_masks"), ("val", "val_images", "val_masks"))
 
@@ -41,8 +41,14 @@ def recognize(root: Path) -> str:
 
 
 def _looks_right(images: Path, masks: Path) -> bool:
-    found = list_files(masks, MASK_SUFFIXES, deep=False)
-    if not found or not all(_MASK_STEM.fullmatch(file.stem) for file in found[:100]):
+    """Names decide: `<car>_<angle>_mask` of most masks; Kaggle's car ids, 12 hex digits, need no `_mask`."""
+    stems = [file.stem for file in list_files(masks, MASK_SUFFIXES, deep=False)]
+    num_right = sum(
+        1
+        for stem in stems
+        if _KAGGLE_STEM.fullmatch(stem) or (stem.endswith("_mask") and _STEM.fullmatch(stem[: -len("_mask")]))
+    )
+    if not stems or num_right * 2 < len(stems):
         return False
     return any(_STEM.fullmatch(file.stem) for file in list_files(images, IMAGE_SUFFIXES, deep=False))
 
@@ -86,8 +92,7 @@ def _pair_folder(
 ) -> None:
     masks: dict[str, list[FoundFile]] = {}
     for file in list_files(root / mask_folder, MASK_SUFFIXES, deep=False):
-        match = _MASK_STEM.fullmatch(file.stem)
-        masks.setdefault(match["image"] if match else file.stem.removesuffix("_mask"), []).append(file)
+        masks.setdefault(file.stem.removesuffix("_mask"), []).append(file)
     images: dict[str, list[FoundFile]] = {}
     for file in list_files(root / image_folder, IMAGE_SUFFIXES, deep=False):
         images.setdefault(file.stem, []).append(file)

@@ -168,7 +168,7 @@ def _number_frames(files: list[FoundFile], relative: str) -> list[FoundFile]:
 
 
 def _check_header(path: str) -> NpyHeader:
-    """Read a mask.npy's header: (frames, height, width), integers of one or more bytes, C order.
+    """Read a mask.npy's header: (frames, height, width), uint8, C order.
 
     Raises:
         BadSampleError: anything else; names what was found.
@@ -176,7 +176,7 @@ def _check_header(path: str) -> NpyHeader:
     header = read_npy_header(path)
     expected = "a video's masks are uint8 of shape (frames, height, width) in C order"
     save = f"save them again with numpy.save(path, numpy.ascontiguousarray(masks, dtype=numpy.uint8)), {_REMEDY}"
-    if header.dtype.kind not in "ui":
+    if header.dtype != np.uint8:
         raise BadSampleError(path, f"holds {header.dtype}; {expected}", save)
     if len(header.shape) != 3 or 0 in header.shape:
         raise BadSampleError(path, f"has shape {header.shape}; {expected}", save)
@@ -196,8 +196,7 @@ class ClevrMaskReader:
         """Read one mask's class ids; see `MaskReader`."""
         file = describe_span(span)
         header = _check_header(span.path)
-        values_HW = np.frombuffer(read_span(span), dtype=header.dtype).reshape(header.shape[1:])
-        values_HW = values_HW.astype(header.dtype.newbyteorder("="), copy=False)
+        values_HW = np.frombuffer(read_span(span), dtype=np.uint8).reshape(header.shape[1:])
         table: dict[int, int | None] = {class_id: class_id for class_id in range(self.labels.num_classes)}
         table |= {value: class_id for value, class_id in self.value_map if not isinstance(value, tuple)}
         return look_up_values(values_HW, tuple(table.items()), self.labels, file)
