@@ -79,21 +79,27 @@ def build_loss(config: LossConfig, manifest: Manifest, *, split: str, console: C
         manifest: of the shards; `class_weights = "auto"` counts the pixels of its train split.
         split: counted instead where there is no train split; that is said.
         console: for that note; None is silent.
+
+    Raises:
+        UserError: class weights that do not fit the classes, or no labelled pixel to take them from.
     """
     labels = manifest.labels
-    weights: list[float] | None = None
+    weights = None if isinstance(config.class_weights, str) else list(config.class_weights)
+    counted: str | None = None
     if config.class_weights == "auto":
         counted = "train" if "train" in manifest.splits else split
         if counted != "train" and console is not None:
             console.print(f"note: no train split, so the loss takes its class weights from {counted}", markup=False)
-        weights = median_frequency_weights(manifest.splits[counted].class_pixels)
-    elif config.class_weights != "none":
-        weights = list(config.class_weights)
-    return SegmentationLoss(
-        num_classes=labels.num_classes,
-        ignore_index=labels.ignore_index,
-        cross_entropy=config.cross_entropy,
-        bce=config.bce,
-        dice=config.dice,
-        class_weights=weights,
-    )
+    try:
+        if counted is not None:
+            weights = median_frequency_weights(manifest.splits[counted].class_pixels)
+        return SegmentationLoss(
+            num_classes=labels.num_classes,
+            ignore_index=labels.ignore_index,
+            cross_entropy=config.cross_entropy,
+            bce=config.bce,
+            dice=config.dice,
+            class_weights=weights,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
