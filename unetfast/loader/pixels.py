@@ -98,8 +98,18 @@ def resize_box(rgb_HWC: np.ndarray, box_yxyx: np.ndarray, out_HWC: np.ndarray) -
 
 def _resize_whole(rgb_HWC: np.ndarray, scales: tuple[float, float], out_HWC: np.ndarray) -> None:
     """Resize from the top left corner by given scales: torch's uint8 kernel, three times as fast as Pillow's."""
-    source, result = (torch.from_numpy(part).permute(2, 0, 1)[None] for part in (rgb_HWC, out_HWC))
+    readable_HWC = rgb_HWC if rgb_HWC.flags.writeable else np.asarray(_ReadOnly(rgb_HWC))
+    source, result = (torch.from_numpy(part).permute(2, 0, 1)[None] for part in (readable_HWC, out_HWC))
     torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out_HWC.shape[:2]), False, *scales, out=result)
+
+
+class _ReadOnly:
+    """Lends the memory of a read-only array to torch, which warns of such arrays because it could write to them."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
 def _resize_part(rgb_HWC: np.ndarray, box: tuple[float, float, float, float], out_HWC: np.ndarray) -> None:

@@ -1,0 +1,86 @@
+"""Every pixel of a batch against the plain float64 reference, for every codec and augmentation; one body for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import loader_reference as reference
+import numpy as np
+import pytest
+from loader_shards import MadeSample, make_sample, write_shards
+
+from unetfast.config import build_config
+from unetfast.loader.augment import Augmentation, draw_augmentation
+from unetfast.loader.batch import Loader
+from unetfast.loader.order import Order
+
+MakeLoader = Callable[..., Loader]
+
+AUGMENTATIONS: dict[str, dict[str, object]] = {
+    "none": {},
+    "flips": {"hflip": {"prob": 0.5}, "vflip": {"prob": 0.5}},
+    "rotation": {"rotation": {"prob": 0.8}},
+    "resized_crop": {"resized_crop": {"prob": 0.8, "area": [0.2, 1.0]}},
+    "crop": {"crop": {"prob": 0.8}},
+    "scale": {"scale": {"prob": 1.0, "range": [0.6, 1.7]}},
+    "color": {name: {"prob": 0.7} for name in ("brightness", "contrast", "saturation", "hue")},
+}
+AUGMENTATIONS["all"] = {
+    name: value for kind, sections in AUGMENTATIONS.items() if kind != "crop" for name, value in sections.items()
+}
+
+
+def numbers_of(made: list[MadeSample], augment: dict[str, object], count: int, target_hw: tuple[int, int]) -> Augmentation:
+    places = Order(len(made), seed=0).locate(np.arange(count))
+    stored_hw = np.array([made[i].mask.shape for i in places.sample_ids])
+    return draw_augmentation(build_config({"augment": augment}).augment, places, stored_hw, seed=0, target_hw=target_hw)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_pixels_are_what_the_reference_says(make_loader: MakeLoader, made: list[MadeSample], kind: str) -> None:
+    augment, count, target_hw = AUGMENTATIONS[kind], 26, (24, 32)
+    numbers = numbers_of(made, augment, count, target_hw)
+    stream = iter(make_loader(augment=augment, batch_size=count))
+    batch = next(stream)
+    for row, sample_id in enumerate(batch.sample_ids):
+        one = made[sample_id]
+        mask = reference.render_mask(one.mask, numbers, row, target_hw, 255)
+        assert np.array_equal(batch.mask_NHW[row].numpy(), mask), one.sample.source_path
+        image = reference.render_image(one.image, numbers, row, target_hw)
+        found = batch.image_NCHW[row].permute(1, 2, 0).numpy()
+        assert reference.psnr(found, image) >= 45, one.sample.source_path
+
+
+def test_samples_of_the_batch_size_are_not_changed_at_all(make_loader: MakeLoader, made: list[MadeSample]) -> None:
+    batch = next(iter(make_loader(training=False, batch_size=13)))
+    found = 0
+    for row, one in enumerate(made):
+        if one.mask.shape == (24, 32):
+            assert np.array_equal(batch.image_NCHW[row].permute(1, 2, 0).numpy(), one.image)
+            assert np.array_equal(batch.mask_NHW[row].numpy(), one.mask)
+            found += 1
+    assert found == 4
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[MadeSample]]:
+    """Samples so large that scaled decoding is used."""
+    made = [make_sample(i, hw, kind=kind) for i, (hw, kind) in enumerate([((401, 599), "jpeg420"), ((300, 802), "gray")])]
+    return write_shards(tmp_path_factory.mktemp("large"), made), made
+
+
+@pytest.mark.parametrize(("decode", "least"), [("exact", 45), ("fast", 28)])
+@pytest.mark.parametrize("kind", ["none", "all", "crop"])
+def test_scaled_decoding_stays_close(
+    make_loader: MakeLoader, large: tuple[Path, list[MadeSample]], kind: str, decode: str, least: int
+) -> None:
+    folder, made = large
+    augment, target_hw = AUGMENTATIONS[kind], (24, 32)
+    numbers = numbers_of(made, augment, 8, target_hw)
+    batch = next(iter(make_loader(folder=folder, augment=augment, batch_size=8, decode=decode)))
+    for row, sample_id in enumerate(batch.sample_ids):
+        image = reference.render_image(made[sample_id].image, numbers, row, target_hw)
+        assert reference.psnr(batch.image_NCHW[row].permute(1, 2, 0).numpy(), image) >= least
+        mask = reference.render_mask(made[sample_id].mask, numbers, row, target_hw, 255)
+        assert np.array_equal(batch.mask_NHW[row].numpy(), mask)
