@@ -113,7 +113,7 @@ def pack_scan(
     plan = build_plan(scan, src, options)
     show_plan(console, scan, plan)
     report = PackReport(out, "dry-run", plan.count_samples(), source_bytes=plan.source_bytes, warnings=list(plan.warnings))
-    report.notes.update(dict(scan.notes))
+    report.source_notes = dict(scan.notes)
     if dry_run:
         report.num_skipped = len(scan.problems)
         show_report(console, report)
@@ -301,7 +301,7 @@ def _fill_report(report: PackReport, manifest: Manifest, results: list[ShardResu
     report.packed_bytes = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     report.image_bytes = sum(result.image_bytes for result in results)
     report.mask_bytes = sum(result.mask_bytes for result in results)
-    notes, codecs = Counter[str](report.notes), Counter[str]()
+    notes, codecs = Counter[str](), Counter[str]()
     for result in results:
         notes.update(result.notes)
         codecs.update(result.codecs)

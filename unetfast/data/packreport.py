@@ -34,7 +34,8 @@ class PackReport:
         image_bytes: packed images alone.
         mask_bytes: packed masks alone.
         codecs: samples of each image codec.
-        notes: how often each change was made on the way in, and what was left out.
+        notes: how often each change was made to a sample on the way in.
+        source_notes: what was left out of the source, or is worth a word, and how often.
         warnings: what the user should look at.
         seconds: of this run.
         images_per_s: of this run, over what it packed itself.
@@ -51,6 +52,7 @@ class PackReport:
     mask_bytes: int = 0
     codecs: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    source_notes: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     images_per_s: float = 0.0
@@ -190,7 +192,7 @@ def build_class_lines(manifest: Manifest, limit: int | None = None) -> list[str]
 
     Args:
         manifest: of the folder.
-        limit: list so many classes, the largest; None lists all, in their order.
+        limit: where there are more, list so many of those that occur, the largest; None lists all, in their order.
     """
     splits = manifest.splits.values()
     pixels = [sum(counts) for counts in zip(*(split.class_pixels for split in splits), strict=True)]
@@ -199,7 +201,8 @@ def build_class_lines(manifest: Manifest, limit: int | None = None) -> list[str]
     total = max(1, sum(pixels) + ignored)
     order = list(range(manifest.num_classes))
     if limit is not None and len(order) > limit:
-        order = sorted(order, key=lambda class_id: -pixels[class_id])[:limit]
+        occurring = [class_id for class_id in order if pixels[class_id]]
+        order = sorted(occurring, key=lambda class_id: -pixels[class_id])[:limit]
     rows = [["id", "class", "pixels", "images"]]
     for class_id in order:
         name = manifest.labels.names[class_id]
@@ -207,10 +210,10 @@ def build_class_lines(manifest: Manifest, limit: int | None = None) -> list[str]
     if ignored:
         rows.append([str(manifest.ignore_index), "(ignored)", f"{100 * ignored / total:.2f} %", ""])
     lines = align(rows, left=(1,))
-    rest = manifest.num_classes - len(order)
     absent = sum(count == 0 for count in images)
+    rest = manifest.num_classes - len(order) - (absent if limit is not None and manifest.num_classes > limit else 0)
     if rest:
-        lines.append(f"... and {rest} classes more: unetfast inspect lists them")
+        lines.append(f"... and {rest} more: unetfast inspect lists all classes")
     if absent:
         lines.append(f"{absent} of {manifest.num_classes} classes occur nowhere")
     return lines

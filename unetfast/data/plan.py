@@ -108,14 +108,15 @@ def build_plan(scan: SourceScan, root: Path, options: PackOptions) -> PackPlan:
 def assign_splits(samples: list[SampleRef], options: PackOptions) -> tuple[dict[str, list[SampleRef]], str, list[str]]:
     """Sort samples into splits: the source's own, else by group.
 
-    Groups are ranked by a seeded hash of their names; the first `val_fraction` of them (at least one, and not all, where there
-    are two) go to val. A sample without a group is a group of its own.
+    A source that has a train split alone is split too: there would be nothing to validate on. Groups are ranked by a seeded
+    hash of their names; the first `val_fraction` of them (at least one, and not all, where there are two) go to val. A
+    sample without a group is a group of its own.
 
     Returns:
         Samples of each split, the rule in words, and warnings.
     """
     named = {ref.split for ref in samples}
-    if named != {""}:
+    if named not in ({""}, {"train"}):
         unknown = named - set(SPLIT_NAMES)
         if unknown:
             raise UserError(f"samples have splits {sorted(named)}; known are {', '.join(SPLIT_NAMES)}, for all or for none")
@@ -135,7 +136,10 @@ def assign_splits(samples: list[SampleRef], options: PackOptions) -> tuple[dict[
         splits["val" if _group_of(ref) in held_back else "train"].append(ref)
     grouped = any(ref.group for ref in samples)
     rule = f"{'by group' if grouped else 'by sample'}, seed {options.seed}, val fraction {options.val_fraction:g}"
-    rule += f": {len(ranked) - num_val} {'groups' if grouped else 'samples'} train, {num_val} val"
+    if grouped:
+        rule += f", {len(ranked) - num_val} groups train, {num_val} val"
+    if named == {"train"}:
+        rule = f"of the source's train split, {rule}"
     return {split: refs for split, refs in splits.items() if refs}, rule, warnings
 
 

@@ -39,6 +39,10 @@ _TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 155 + 12)
 _FIXED_SUM = sum(_OWNER) + sum(_MTIME) + sum(_TAIL) + 8 * ord(" ")
 
 
+# names of a sample's members, and (offset, length) of each
+IdxPart = tuple[tuple[str, str, str], list[tuple[int, int]]]
+
+
 @dataclass(frozen=True, slots=True)
 class ShardContent:
     """What was written to one shard.
@@ -110,6 +114,19 @@ def build_json(sample: Sample) -> bytes:
     return json.dumps(tree, sort_keys=True).encode()
 
 
+def build_idx(samples: list[IdxPart]) -> str:
+    """Write the `.idx` that DALI's reader takes: a line a sample, `<ext> <data offset> <size> <name>` for each member.
+
+    Args:
+        samples: names of the members, and (offset, length) of each.
+    """
+    lines = [f"{_IDX_VERSION} {len(samples)}"]
+    for names, spans in samples:
+        members = zip(names, spans, strict=True)
+        lines.append(" ".join(f"{name.split('.', 1)[1]} {offset} {length} {name}" for name, (offset, length) in members))
+    return "\n".join(lines) + "\n"
+
+
 class ShardWriter:
     """Writes samples to one tar.
 
@@ -125,7 +142,7 @@ class ShardWriter:
         self._hash = xxhash.xxh3_64()
         self._offset = 0
         self._rows: list[tuple[int, ...]] = []
-        self._idx_lines: list[str] = []
+        self._idx_parts: list[IdxPart] = []
 
     def __enter__(self) -> Self:
         return self
@@ -147,19 +164,14 @@ class ShardWriter:
         lengths = [len(data) for data in members]
         codecs = (IMAGE_CODECS.index(sample.image_codec), MASK_CODECS.index(sample.mask_codec))
         self._rows.append((*hashes, *offsets, *lengths, 0, sample.height, sample.width, 0, *codecs, sample.mask_bits, 0))
-        self._idx_lines.append(
-            " ".join(
-                f"{name.split('.', 1)[1]} {offset} {length} {name}"
-                for name, offset, length in zip(names, offsets, lengths, strict=True)
-            )
-        )
+        self._idx_parts.append((names, list(zip(offsets, lengths, strict=True))))
 
     def finish(self) -> ShardContent:
         """Write the end of the tar and bring all of it to the disk."""
         self._write(bytes(2 * TAR_BLOCK))
         self._file.flush()
         os.fsync(self._file.fileno())
-        idx = "\n".join([f"{_IDX_VERSION} {len(self._rows)}", *self._idx_lines]) + "\n"
+        idx = build_idx(self._idx_parts)
         return ShardContent(self._offset, self._hash.hexdigest(), idx, np.array(self._rows, dtype=INDEX_DTYPE))
 
     def _add_member(self, name: str, data: bytes) -> int:
