@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loader_batches import Kept, keep
 from loader_shards import MadeSample, change_index, make_sample, write_shards
-from test_loader import Kept, keep
 
 from unetfast.data.reader import open_shards
 from unetfast.errors import CorruptShardError, UserError

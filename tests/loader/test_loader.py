@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loader_batches import ALL, Kept, keep
 from loader_shards import make_labels, make_sample, write_shards
 
 from unetfast.errors import UserError
-from unetfast.loader.batch import Batch, Loader
+from unetfast.loader.batch import Loader
 from unetfast.loader.order import Order
 
 MakeLoader = Callable[..., Loader]
-
-ALL = {
-    "resized_crop": {"prob": 0.5},
-    "scale": {"prob": 0.5},
-    "hflip": {"prob": 0.5},
-    "vflip": {"prob": 0.5},
-    "rotation": {"prob": 0.5},
-    "brightness": {"prob": 0.5},
-    "contrast": {"prob": 0.5},
-    "saturation": {"prob": 0.5},
-    "hue": {"prob": 0.5},
-}
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A copy of a batch, which itself is valid until the next one alone."""
-
-    ids: list[int]
-    image: torch.Tensor
-    mask: torch.Tensor
-
-    def __eq__(self, other: object) -> bool:
-        assert isinstance(other, Kept)
-        return self.ids == other.ids and torch.equal(self.image, other.image) and torch.equal(self.mask, other.mask)
-
-
-def keep(batches: Iterator[Batch] | Loader, count: int | None = None) -> list[Kept]:
-    return [
-        Kept(batch.sample_ids.tolist(), batch.image_NCHW.clone(), batch.mask_NHW.clone())
-        for batch in itertools.islice(batches, count)
-    ]
 
 
 def test_a_batch_keeps_its_contract(make_loader: MakeLoader) -> None:

@@ -1,0 +1,196 @@
+"""What the CPU backend promises beyond the contract: reused memory, bounded prefetch, and no thread left behind."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from loader_batches import keep
+
+from unetfast.config import LoaderConfig, build_config
+from unetfast.data.reader import SplitReader, open_shards
+from unetfast.errors import UserError
+from unetfast.loader import cpu
+from unetfast.loader.batch import Loader
+from unetfast.loader.build import build_loader, choose_backend
+
+CPU = torch.device("cpu")
+
+
+def make(folder: Path, **settings: object) -> Loader:
+    section = {"size_hw": [24, 32], "batch_size": 4, "threads": 2, **settings}
+    return build_loader(open_shards(folder).split("train"), build_config({"loader": section}), training=True, device=CPU)
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("unetfast-loader")]
+
+
+def gone(threads: list[threading.Thread]) -> bool:
+    for thread in threads:
+        thread.join(60)
+    return not any(thread.is_alive() for thread in threads)
+
+
+def test_memory_is_a_ring_of_prefetched_batches(shards: Path) -> None:
+    with make(shards, prefetch_batches=3) as loader:
+        places = set()
+        for _, batch in zip(range(20), loader, strict=False):
+            places.add((batch.image_NCHW.data_ptr(), batch.mask_NHW.data_ptr()))
+        assert len(places) == 4
+
+
+def test_a_batch_is_valid_until_the_next_is_asked_for(shards: Path) -> None:
+    with make(shards, prefetch_batches=1) as loader:
+        stream = iter(loader)
+        for _ in range(10):
+            batch = next(stream)
+            before = batch.image_NCHW.clone(), batch.mask_NHW.clone()
+            loader._pool.submit(lambda: None).result()  # type: ignore[attr-defined]
+            for job in loader._jobs:  # type: ignore[attr-defined]
+                for future in job.futures:
+                    future.result()  # all that is prefetched is done now
+            assert torch.equal(batch.image_NCHW, before[0])
+            assert torch.equal(batch.mask_NHW, before[1])
+
+
+def test_prefetch_is_bounded(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = SplitReader.read_image
+    monkeypatch.setattr(SplitReader, "read_image", lambda self, sample: read.append(sample) or original(self, sample))
+    with make(shards, prefetch_batches=2) as loader:
+        keep(loader, 3)
+    assert len(read) <= (3 + 2) * 4
+
+
+def test_close_stops_all_threads_and_may_be_repeated(shards: Path) -> None:
+    loader = make(shards, prefetch_batches=8)
+    keep(loader, 1)
+    threads = loader_threads()
+    assert threads
+    loader.close()
+    loader.close()
+    assert not any(thread.is_alive() for thread in threads)
+    with pytest.raises(UserError, match="closed"):
+        next(iter(loader))
+
+
+def test_an_error_in_the_loop_leaves_no_thread(shards: Path) -> None:
+    before = set(loader_threads())
+
+    def loop() -> None:
+        with make(shards) as loader:
+            for batch in loader:
+                raise KeyError(batch.image_NCHW.shape)
+
+    with pytest.raises(KeyError):
+        loop()
+    assert gone([thread for thread in loader_threads() if thread not in before])
+
+
+def test_a_forgotten_loader_leaves_no_thread(shards: Path) -> None:
+    before = set(loader_threads())
+    loader = make(shards, prefetch_batches=8)
+    keep(loader, 1)
+    threads = [thread for thread in loader_threads() if thread not in before]
+    assert threads
+    del loader
+    gc.collect()
+    assert gone(threads)
+
+
+def test_an_error_in_a_thread_comes_out_as_itself(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OddError(Exception):
+        pass
+
+    def fail(*args: object) -> None:
+        raise OddError("in a thread")
+
+    with make(shards) as loader:
+        keep(loader, 1)
+        monkeypatch.setattr(cpu, "gather_mask", fail)
+        with pytest.raises(OddError, match="in a thread"):
+            keep(loader, 8)
+        monkeypatch.undo()
+        position = loader.position
+        keep(loader, 2)  # the loader itself is sound
+        assert loader.position == position + 8
+
+
+EXITS: dict[str, tuple[str, int, str]] = {
+    "end of script": ("", 0, ""),
+    "sys.exit": ("import sys; sys.exit(3)", 3, ""),
+    "exception": ("raise KeyError('mine')", 1, "KeyError: 'mine'"),
+}
+
+
+@pytest.mark.parametrize("kind", EXITS)
+def test_the_interpreter_exits_without_noise(shards: Path, kind: str) -> None:
+    last_line, code, message = EXITS[kind]
+    script = f"""
+import torch
+from pathlib import Path
+from unetfast.config import build_config
+from unetfast.data.reader import open_shards
+from unetfast.loader.build import build_loader
+config = build_config({{"loader": {{"size_hw": [24, 32], "batch_size": 4, "threads": 2, "prefetch_batches": 16}}}})
+loader = build_loader(open_shards(Path({str(shards)!r})).split("train"), config, training=True, device=torch.device("cpu"))
+stream = iter(loader)
+next(stream)
+{last_line}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert [line for line in done.stderr.splitlines() if line][-1:] == ([message] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "name", "reason"),
+    [
+        ("auto", "cpu", "cpu", "no GPU is used"),
+        ("cpu", "cuda", "cpu", "asked for"),
+        ("auto", "cuda", "cpu", "DALI"),
+    ],
+)
+def test_the_choice_of_a_backend_says_why(backend: str, device: str, name: str, reason: str) -> None:
+    choice = choose_backend(LoaderConfig(backend=backend), torch.device(device))
+    assert choice.name == name
+    assert reason in choice.reason
+
+
+def test_a_backend_that_is_not_there_is_refused(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"--set loader.backend=cpu"):
+        make(shards, backend="dali")
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu_equal_those_on_the_host(shards: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    device = torch.device("cuda", 0)
+
+    def build(where: torch.device, prefetch: int) -> Loader:
+        section = {"size_hw": [24, 32], "batch_size": 4, "threads": 2, "prefetch_batches": prefetch, "backend": "cpu"}
+        config = build_config({"loader": section, "augment": {"rotation": {"prob": 0.5}}})
+        return build_loader(open_shards(shards).split("train"), config, training=True, device=where)
+
+    with build(CPU, 2) as host, build(device, 1) as gpu:
+        expected = keep(host, 60)
+        sleeper = torch.zeros(2048, 2048, device=device)
+        kept = []
+        for _, batch in zip(range(60), gpu, strict=False):
+            assert batch.image_NCHW.device == device
+            assert batch.image_NCHW.is_contiguous(memory_format=torch.channels_last)
+            for _ in range(5):
+                sleeper = sleeper @ sleeper  # the copy waits behind this; its source must wait too
+            kept.append((batch.image_NCHW, batch.mask_NHW, batch.sample_ids.tolist()))
+        for (image, mask, ids), host_batch in zip(kept, expected, strict=True):
+            assert ids == host_batch.ids
+            assert torch.equal(image.cpu(), host_batch.image)
+            assert torch.equal(mask.cpu(), host_batch.mask)
