@@ -305,7 +305,7 @@ def _bomb(file: str, found: str, limit: int) -> BadSampleError:
 def _animated(file: str, num_frames: int) -> BadSampleError:
     return BadSampleError(
         file,
-        f"holds {num_frames} frames; an image here is one frame",
+        f"is an animation of {num_frames} frames (or pages); an image here is one frame",
         f"save the frame that belongs to the mask as PNG, {_SKIP}",
     )
 
