@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 10.0  # of a plain log; a live bar is always up to date
+SECONDS_BETWEEN_HISTORIES = 10.0  # a figure takes some tenths of a second, a small epoch less
 
 
 class Display:
@@ -41,6 +42,7 @@ class Display:
         self._now = now
         self._began_s = now()
         self._said_s: float | None = None
+        self._drew_s: float | None = None
         self._progress: Progress | None = None
         if console.is_terminal and not os.environ.get("NO_COLOR"):
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
@@ -74,6 +76,13 @@ class Display:
         elif self._said_s is None or self._now() - self._said_s >= SECONDS_BETWEEN_LINES:
             self._said_s = self._now()
             self.say(f"{epoch}  {status}")
+
+    def is_time_for_history(self) -> bool:
+        """Say whether the figure of a run in progress should be drawn anew; at its end it is drawn in any case."""
+        due = self._drew_s is None or self._now() - self._drew_s >= SECONDS_BETWEEN_HISTORIES
+        if due:
+            self._drew_s = self._now()
+        return due
 
     def _describe(self, row: dict[str, Any]) -> str:
         step = row["step"]

@@ -237,7 +237,8 @@ def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
     if num_panels:
         panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
         draw_predictions(run, panels, is_last=is_last or is_stopping(run))
-    draw_history(run, log.rows)
+    if display.is_time_for_history():
+        draw_history(run, log.rows)
     save_epoch(run, log, epochs_before=epochs_before, improved=improved)
     return True
 
@@ -308,6 +309,8 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
         )
     elif stopped == "max_steps":
         finish_early(run, log, display, stop)
+    if run.step > display.first_step:
+        draw_history(run, log.rows)
     if run.best:
         best = run.best
         display.say(f"best    {best['metric']} {best['value']:.4f} in epoch {best['epoch']} -> {folder.best}")
@@ -336,4 +339,3 @@ def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
     if take_validation(run, log, display, evaluation.to_json()):
         save_checkpoint(run.folder.best, run.capture(len(log.rows)))
     draw_predictions(run, evaluation.panels, is_last=True)
-    draw_history(run, log.rows)
