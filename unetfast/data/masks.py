@@ -109,7 +109,7 @@ def decode_mask_values(data: bytes, file: str, *, max_pixels: int = DEFAULT_MAX_
 def _pixel_values(picture: Image.Image, data: bytes, file: str) -> np.ndarray:
     mode = picture.mode
     if mode == "1":
-        return np.asarray(picture).view(np.uint8)
+        return (np.asarray(picture).view(np.uint8) != 0).astype(np.uint8)  # Pillow hands out bytes of 0 and 255
     if mode in ("L", "P", "I;16", "I"):
         return np.asarray(picture)
     if mode == "I;16B":
