@@ -67,6 +67,7 @@ def load_model(checkpoint: Path, *, device: str = "auto", console: Console | Non
             f"model   {checkpoint}: epoch {loaded.epoch}, {loaded.labels.num_classes} classes, {height}x{width}, "
             f"on {where}, {'float32' if amp.name == 'off' else amp.name} ({amp.reason})",
             markup=False,
+            soft_wrap=True,
         )
     return TrainedModel(loaded, model.eval(), where, amp)
 

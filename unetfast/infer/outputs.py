@@ -22,6 +22,7 @@ from PIL import Image
 from unetfast.data.labels import LabelTable
 from unetfast.errors import UserError
 from unetfast.viz.overlay import draw_overlay
+from unetfast.viz.palette import classes_in
 
 JPEG_QUALITY = 92
 MAX_OVERLAY_PX = 16384  # JPEG ends at 65,535; larger overlays show every n-th pixel
@@ -111,7 +112,7 @@ def write_class_masks(folder: Path, pred_HW: np.ndarray, labels: LabelTable) -> 
     Raises:
         UserError: a file cannot be written.
     """
-    present = set(np.unique(pred_HW).tolist())
+    present = classes_in(pred_HW, num_classes=labels.num_classes)
     for class_id, name in enumerate(class_file_names(labels)):
         path = folder / name
         if class_id in present:

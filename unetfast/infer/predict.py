@@ -143,12 +143,12 @@ class _Job:
         pred_HW = np.empty((height, width), dtype=np.uint8 if num_classes <= 256 else np.uint16)
         if not self.probs:
             for top, stripe_KHW in iter_stripes(logits_KHW, prepared.size_hw):
-                pred_HW[top : top + stripe_KHW.shape[1]] = stripe_KHW.argmax(dim=0).cpu().numpy()
+                pred_HW[top : top + stripe_KHW.shape[1]] = stripe_KHW.max(dim=0).indices.cpu().numpy()
             return pred_HW
         with open_whole(self.probs_path(prepared.image)) as file:
             writer = ProbsWriter(file, (num_classes, height, width))
             for top, stripe_KHW in iter_stripes(logits_KHW, prepared.size_hw):
-                pred_HW[top : top + stripe_KHW.shape[1]] = stripe_KHW.argmax(dim=0).cpu().numpy()
+                pred_HW[top : top + stripe_KHW.shape[1]] = stripe_KHW.max(dim=0).indices.cpu().numpy()
                 writer.write_rows(top, stripe_KHW.softmax(dim=0).to(torch.float16).cpu().numpy())
         return pred_HW
 

@@ -38,9 +38,9 @@ def overlay(
     color_HWC = colorize(mask_HW, palette_K3, ignore_index)
     border_HW = border_of(mask_HW)
     painted_HW = (color_HWC.any(axis=2) | border_HW) & (mask_HW != ignore_index)
-    weight = (np.where(border_HW, 1.0, alpha) * painted_HW).astype(np.float32)[..., None]
-    mixed_HWC: np.ndarray = np.rint(image_HWC * (1 - weight) + color_HWC * weight)
-    return mixed_HWC.astype(np.uint8)
+    share_HW = np.where(border_HW, np.uint8(255), np.uint8(round(255 * alpha))) * painted_HW
+    mixed = Image.composite(Image.fromarray(color_HWC), Image.fromarray(image_HWC), Image.fromarray(share_HW))
+    return np.asarray(mixed)
 
 
 def border_of(mask_HW: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ def colorize(mask_HW: np.ndarray, palette_K3: np.ndarray, ignore_index: int) -> 
     Args:
         mask_HW: class ids in [0, K) or `ignore_index`, any integer dtype, (H, W).
         palette_K3: uint8, (K, 3).
-        ignore_index: id of ignored pixels; they become grey (`IGNORED`).
+        ignore_index: id of ignored pixels, at least 0; they become grey (`IGNORED`).
 
     Returns:
         RGB, uint8, (H, W, 3).
@@ -29,22 +29,26 @@ def colorize(mask_HW: np.ndarray, palette_K3: np.ndarray, ignore_index: int) -> 
         ValueError: an id has no colour.
     """
     num_classes = len(palette_K3)
-    ids = mask_HW.astype(np.int64)
-    ignored = ids == ignore_index
-    known = (ids >= 0) & (ids < num_classes) | ignored
-    if not known.all():
-        raise ValueError(f"class ids {np.unique(ids[~known])[:8].tolist()} do not all have a colour: there are {num_classes}")
-    ids[ignored] = num_classes
-    table = np.vstack([np.asarray(palette_K3, dtype=np.uint8), np.array([IGNORED], dtype=np.uint8)])
-    return table[ids]
+    num_ids = max(num_classes, ignore_index) + 1
+    if mask_HW.size and not 0 <= int(mask_HW.min()) <= int(mask_HW.max()) < num_ids:
+        raise ValueError(f"class ids {mask_HW.min()}..{mask_HW.max()} do not all have a colour: there are {num_classes}")
+    found = np.flatnonzero(np.bincount(mask_HW.reshape(-1), minlength=num_ids))
+    unknown = found[(found >= num_classes) & (found != ignore_index)]
+    if unknown.size:
+        raise ValueError(f"class ids {unknown[:8].tolist()} do not all have a colour: there are {num_classes}")
+    table = np.zeros((num_ids, 3), dtype=np.uint8)
+    table[:num_classes] = palette_K3
+    table[ignore_index] = IGNORED
+    rgb_HWC: np.ndarray = table.take(mask_HW, axis=0)
+    return rgb_HWC
 
 
 def classes_in(*masks: np.ndarray, num_classes: int) -> list[int]:
-    """List the class ids that occur in any of the masks, in order."""
-    seen: set[int] = set()
+    """List the class ids that occur in any of the masks (of ids of at least 0), in order."""
+    counts = np.zeros(num_classes, dtype=np.int64)
     for mask in masks:
-        seen.update(np.unique(mask).tolist())
-    return sorted(class_id for class_id in seen if 0 <= class_id < num_classes)
+        counts += np.bincount(mask.reshape(-1), minlength=num_classes)[:num_classes]
+    return np.flatnonzero(counts).tolist()
 
 
 @cache
