@@ -139,7 +139,8 @@ def test_a_mask_of_the_target_size_is_copied_and_flipped_without_loss() -> None:
 
 
 def test_scaled_decode_leaves_what_its_mode_promises() -> None:
-    assert [choose_jpeg_reduction((1280, 1918), (160, 240), mode) for mode in ("exact", "fast")] == [1, 4]
+    assert [choose_jpeg_reduction((1280, 1918), (160, 240), mode) for mode in ("exact", "fast")] == [2, 8]
+    assert [choose_jpeg_reduction((1280, 1890), (160, 240), mode) for mode in ("exact", "fast")] == [1, 4]
     assert [choose_jpeg_reduction((1280, 1920), (160, 240), mode) for mode in ("exact", "fast")] == [2, 8]
     assert [choose_jpeg_reduction((1280, 300), (160, 240), mode) for mode in ("exact", "fast")] == [1, 1]
     assert choose_jpeg_reduction((6400, 9600), (160, 240), "exact") == 8

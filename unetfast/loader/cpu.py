@@ -25,7 +25,16 @@ from unetfast.data.sample import IMAGE_CODECS
 from unetfast.errors import CorruptShardError, UserError
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
-from unetfast.loader.pixels import choose_jpeg_reduction, decode_reduced, gather_mask, resize_box, transform_color, warp_image
+from unetfast.loader.pixels import (
+    choose_jpeg_reduction,
+    decode_reduced,
+    flip_image,
+    flip_matrix,
+    gather_mask,
+    resize_box,
+    transform_color,
+    warp_image,
+)
 from unetfast.loader.stream import BatchPlan, SampleStream
 
 
@@ -90,15 +99,13 @@ class _Work:
 
     def _load_image(self, sample_id: int, numbers: Augmentation, row: int, out_HWC: np.ndarray) -> None:
         rgb_HWC, box_yxyx = self._decode(sample_id, numbers.crop_yxyx[row], (out_HWC.shape[0], out_HWC.shape[1]))
-        hflip, vflip = bool(numbers.hflip[row]), bool(numbers.vflip[row])
-        resized_HWC = np.empty_like(out_HWC) if numbers.has_warp[row] or hflip or vflip else out_HWC
+        hflip, vflip, has_warp = bool(numbers.hflip[row]), bool(numbers.vflip[row]), bool(numbers.has_warp[row])
+        resized_HWC = np.empty_like(out_HWC) if has_warp or hflip or vflip else out_HWC
         resize_box(rgb_HWC, box_yxyx, resized_HWC)
-        if hflip or vflip:
-            resized_HWC = resized_HWC[:: -1 if vflip else 1, :: -1 if hflip else 1]
-        if numbers.has_warp[row]:
-            warp_image(np.ascontiguousarray(resized_HWC), numbers.warp_matrix[row], out_HWC)
-        elif resized_HWC is not out_HWC:
-            out_HWC[...] = resized_HWC
+        if has_warp:
+            warp_image(resized_HWC, flip_matrix(numbers.warp_matrix[row], hflip, vflip, out_HWC.shape[:2]), out_HWC)
+        elif hflip or vflip:
+            flip_image(resized_HWC, hflip, vflip, out_HWC)
         if numbers.has_color[row]:
             transform_color(out_HWC, numbers.color_matrix[row])
 
