@@ -64,6 +64,14 @@ def test_255_beside_three_classes_is_ignore(find):
     assert notes == ["value 255 in the masks is taken for ignored pixels"]
 
 
+def test_255_at_the_end_of_a_row_of_classes(find):
+    labels, _, _ = find(list(range(300)), dtype=np.uint16)
+    assert (labels.num_classes, labels.ignore_value) == (300, None)
+    with pytest.raises(UserError, match="all 256 values of a byte occur"):
+        find(list(range(256)))
+    assert find(list(range(256)), ignore=255)[0].num_classes == 255
+
+
 def test_minus_one_is_ignore(find):
     labels, ids, notes = find([-1, 0, 1], dtype=np.int32)
     assert summary(labels) == ([("class_0", 0), ("class_1", 1)], -1)

@@ -230,10 +230,13 @@ def _from_values(values: _Values, ignore_value: int | None, mapped: dict[int, in
     else:
         meaning = _Meaning()
         if ignore_value is None:
-            # 255 beside two values alone may as well be a second class
-            for value in sorted(rest & ({-1, 255} if len(rest - {-1, 255}) > 2 else {-1})):
+            # 255 that ends a row of values may as well be one of them, beside two values alone a second class
+            apart = len(rest - {-1, 255}) > 2 and 254 not in rest
+            for value in sorted(rest & ({-1, 255} if apart else {-1})):
                 meaning.ignore(value)
             rest = rest - meaning.table.keys()
+        if rest == set(range(256)):
+            raise _ambiguous(values, where, "all 256 values of a byte occur: a photograph, or 255 classes and an ignore value")
         # what is left counts up from 0; the ignored value (--ignore 0, --ignore 20) may take a place among them
         places = rest | ({ignore_value} if ignore_value is not None and 0 <= ignore_value <= max(rest, default=-1) else set())
         if not rest or places != set(range(len(places))):

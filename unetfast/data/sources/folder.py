@@ -242,6 +242,12 @@ def _split_by_lists(
     listed = [replace(sample, split=split_of[sample.name]) for sample in samples if sample.name in split_of]
     unlisted = [problem for problem in problems if Path(problem.file).stem not in split_of]
     problems[:] = [problem for problem in problems if Path(problem.file).stem in split_of]
+    known = {sample.name for sample in listed} | {Path(problem.file).stem for problem in problems}
+    for name in sorted(split_of.keys() - known):
+        reason = f"names {name}, of which there is neither image nor mask"
+        problems.append(
+            ScanProblem(f"{_VOC_LISTS}/{split_of[name]}.txt", reason, "add its files, or take the name off the list")
+        )
     num_left_out = len(samples) - len(listed) + len(unlisted)
     if num_left_out:
         notes.append((f"files that the lists in {_VOC_LISTS}/ do not name, left out", num_left_out))
