@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,10 +22,27 @@ Range = Annotated[tuple[float, float], Field(strict=False)]
 SizeHW = Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], Field(strict=False)]
 
 
-class Section(BaseModel):
-    """Base of all sections: strict types, no unknown keys, immutable."""
+# names in a run folder that a kept checkpoint must not take
+_RUN_FILES = frozenset({".", "..", "last.pt", "best.pt", "config.toml", "metrics.jsonl", "training_history.png", "tensorboard"})
+# what other programs call a key
+_OTHER_NAMES = {
+    "lr": "optimizer.learning_rate",
+    "optim": "optimizer.name",
+    "optimizer": "optimizer.name",
+    "scheduler": "schedule.name",
+    "num_epochs": "train.epochs",
+    "num_workers": "loader.threads",
+    "workers": "loader.threads",
+    "gpu": "train.device",
+    "image_size": "loader.size_hw",
+    "img_size": "loader.size_hw",
+}
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+class Section(BaseModel):
+    """Base of all sections: strict types, no unknown keys, no infinity or nan, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class LoaderConfig(Section):
@@ -70,6 +88,12 @@ class CropConfig(Section):
 
     prob: Probability = 0.0
     size_hw: Annotated[tuple[int, int], Field(strict=False)] = (0, 0)  # (0, 0): loader.size_hw
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.size_hw) < 1 and self.size_hw != (0, 0):
+            raise ValueError(f"augment.crop.size_hw = {list(self.size_hw)}: both above 0, or [0, 0] for loader.size_hw")
+        return self
 
 
 class FactorConfig(Section):
@@ -153,6 +177,9 @@ class LossConfig(Section):
     def _check(self) -> Self:
         if self.cross_entropy == self.bce == self.dice == 0:
             raise ValueError("every weight in [loss] is 0: give cross_entropy, bce or dice a weight")
+        weights = self.class_weights
+        if isinstance(weights, list) and (min(weights, default=0) < 0 or not any(weights)):
+            raise ValueError(f"loss.class_weights = {weights}: a number of 0 or more for each class, not all 0")
         return self
 
 
@@ -163,6 +190,12 @@ class OptimizerConfig(Section):
     betas: Range = (0.9, 0.999)  # adam, adamw
     momentum: float = Field(0.9, ge=0, lt=1)  # sgd
     clip_norm: float = Field(0.0, ge=0)  # largest L2 norm of all gradients together; 0: no clipping
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas = {list(self.betas)}: both from 0 to below 1")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -217,10 +250,10 @@ class CheckpointConfig(Section):
     def _check(self) -> Self:
         try:
             name = self.name.format(epoch=1, step=1)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"checkpoint.name = {self.name!r}: only {{epoch}} and {{step}} may stand in it") from error
-        if not name or "/" in name or "\\" in name or name in ("last.pt", "best.pt"):
-            raise ValueError(f"checkpoint.name = {self.name!r}: a plain file name other than last.pt and best.pt")
+        if not name or any(mark in name for mark in "/\\\0") or name in _RUN_FILES:
+            raise ValueError(f"checkpoint.name = {self.name!r}: a plain file name that a run does not use already")
         return self
 
 
@@ -274,24 +307,65 @@ def build_config(tree: dict[str, Any], *, where: str = "the config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n  ".join([f"{where}: not a valid config", *map(_explain, error.errors())])) from None
+        lines = dict.fromkeys(map(_explain, error.errors()))  # a key of several types has an error for each
+        raise UserError("\n  ".join([f"{where}: not a valid config", *lines])) from None
 
 
 def _explain(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "value_error":
+        return str(detail["msg"].removeprefix("Value error, "))
+    path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
+        key = ".".join(path)
         return f"{key}: unknown key{_did_you_mean(key)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return message if detail["type"] == "value_error" else f"{key} = {detail['input']!r}: {message}"
+    # a place inside a list or tuple, or pydantic's name of a type, may follow the key
+    key = next((known for end in range(len(path), 0, -1) if (known := ".".join(path[:end])) in known_keys()), ".".join(path))
+    if detail["type"] == "model_type":
+        return f"{key} = {detail['input']!r}: {key} is a section, its keys stand below [{key}]"
+    kind = _field(key)
+    if kind is not None and get_origin(kind) in (UnionType, Union):
+        return f"{key} = {detail['input']!r}: must be {' or '.join(_name_kind(part) for part in get_args(kind))}"
+    return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _field(key: str) -> Any:
+    kind: Any = Config
+    for part in key.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            return None
+        kind = fields[part].annotation
+    return kind
+
+
+def _name_kind(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(repr(choice) for choice in get_args(kind))
+    inner = get_args(kind)[0]
+    return "a list of numbers" if inner is float else f"a list of {_name_kind(inner)}"
 
 
 def _did_you_mean(key: str) -> str:
     keys = known_keys()
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if not near:
-        last = key.rsplit(".", 1)[-1]
-        near = [known for known in keys if known.rsplit(".", 1)[-1] == last][:1]
-    return f"; did you mean {near[0]}?" if near else "; docs/config.md lists all keys"
+    section, _, last = key.rpartition(".")
+    inside = [known for known in keys if known.startswith(f"{section}.")] if section else []
+    names = sorted({".".join(known.split(".")[:end]) for known in keys for end in range(1, known.count(".") + 1)})
+    near = (
+        _close(key, inside, cutoff=0.8)
+        or [name for word, name in _OTHER_NAMES.items() if word == last]
+        or [known for known in keys if known.rsplit(".", 1)[-1] == last]
+        or _close(key, names if not section else [], cutoff=0.6)
+        or _close(key, keys, cutoff=0.8)
+    )
+    if near:
+        return f"; did you mean {near[0]}?"
+    if inside:
+        return f"; [{section}] has {', '.join(known.removeprefix(f'{section}.') for known in inside)}"
+    return "; docs/config.md lists all keys"
+
+
+def _close(key: str, candidates: list[str], *, cutoff: float) -> list[str]:
+    return difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff)
 
 
 def read_config_tree(path: Path) -> dict[str, Any]:
@@ -325,8 +399,10 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
         *sections, last = key.split(".")
         node = result
         for section in sections:
-            child = node.get(section)
-            node[section] = dict(child) if isinstance(child, dict) else {}
+            child = node.get(section, {})
+            if not isinstance(child, dict):
+                raise UserError(f"--set {override}: {section} = {child!r} in the config is not a section")
+            node[section] = dict(child)
             node = node[section]
         node[last] = _parse_value(text.strip())
     return result
@@ -334,9 +410,10 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        tree = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return tree["value"] if len(tree) == 1 else text
 
 
 def preset_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -37,8 +38,10 @@ def resolve_device(name: str) -> torch.device:
     """Turn `auto | cpu | cuda | cuda:N` into a device.
 
     Raises:
-        UserError: a GPU is asked for and is not there; names the override.
+        UserError: the name is none of these, or a GPU is asked for and is not there; names the override.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"device {name!r}: give auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     device = torch.device(name)
@@ -47,7 +50,7 @@ def resolve_device(name: str) -> torch.device:
             raise UserError(f"device {name}: this PyTorch ({torch.__version__}) sees no GPU; take --set train.device=cpu")
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
-            raise UserError(f"device {name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+            raise UserError(f"device {name}: the GPUs here are {', '.join(f'cuda:{index}' for index in range(count))}")
         return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     return device
 
@@ -66,7 +69,9 @@ def resolve_amp(name: str, device: torch.device) -> AmpPolicy:
         if torch.cuda.get_device_capability(device) >= (8, 0):
             return AmpPolicy("bf16", "this GPU has bf16 matrix units")
         return AmpPolicy("fp16", "this GPU has no bf16 matrix units")
-    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
+    # private, but the only way to ask; a torch without them counts as a CPU without bf16
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    if any(probe() for probe in probes if probe is not None):
         return AmpPolicy("bf16", "this CPU has bf16 instructions")
     return AmpPolicy("off", "this CPU has no bf16 instructions")
 

@@ -99,7 +99,7 @@ def draw_car(rng: Rng, car: Car, angle: float, size_hw: tuple[int, int]) -> tupl
 def _draw_studio(canvas: Canvas, rng: Rng, studio: Rng) -> None:
     height, width = canvas.height, canvas.width
     horizon = height * float(studio.uniform(0.36, 0.5))
-    wall, floor = (scale(studio.uniform(0.75, 1.0, 3), float(studio.uniform(50, 245))) for _ in range(2))
+    wall, floor = (scale(studio.uniform(0.82, 1.0, 3), float(studio.uniform(60, 240))) for _ in range(2))
     canvas.rectangle(0, 0, width, horizon, wall, None)
     canvas.rectangle(0, horizon, width, height, floor, None)
     step = float(studio.uniform(12, 40))
@@ -108,9 +108,9 @@ def _draw_studio(canvas: Canvas, rng: Rng, studio: Rng) -> None:
     for _ in range(int(studio.integers(1, 4))):  # the turntable's rings
         ring = float(studio.uniform(0.3, 0.7)) * width
         canvas.ellipse(width / 2, height * 0.74, ring, ring * 0.3, scale(floor, float(studio.uniform(0.8, 1.2))), None)
-    for _ in range(int(rng.integers(4, 10))):  # posters, lamps and boxes, in the colours of cars
+    for _ in range(int(rng.integers(3, 8))):  # posters, lamps and boxes, in the colours of cars
         _draw_clutter(canvas, rng, horizon)
-    blotches = rng.uniform(0.8, 1.2, (9, 13)) * np.repeat(rng.uniform(0.88, 1.12, (9, 1)), 13, axis=1)
+    blotches = rng.uniform(0.86, 1.14, (9, 13))
     canvas.multiply(blotches, rng.uniform(0.9, 1.1, (height // 3, width // 3)))
 
 
