@@ -158,6 +158,13 @@ def test_classes_file(find):
     assert notes == []
 
 
+def test_masks_are_not_read_where_the_options_say_all(find, monkeypatch):
+    monkeypatch.setattr("unetfast.data.found_labels._collect_values", lambda masks: pytest.fail("masks were read"))
+    labels, ids, _ = find([0, 1, 255], classes="a\nb\n", ignore=255)
+    assert summary(labels) == ([("a", 0), ("b", 1)], 255)
+    assert ids == [[0, 1, 255]]
+
+
 def test_classes_file_of_two_with_255(find):
     labels, ids, _ = find([0, 255], classes="background\ncell\n")
     assert summary(labels) == ([("background", 0), ("cell", 255)], None)

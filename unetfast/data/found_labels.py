@@ -1,7 +1,8 @@
 """The classes of masks that come without a fixed list: from --classes, --ignore and --map, and from the values in the masks.
 
-All masks are read once for it. What their values mean is taken for granted only where it can mean one thing: 0..k; 0 and 255;
-0..k and 255 (or -1) for ignored pixels. Anything else is an error that lists the values and the options that settle it.
+All masks are read once for it, unless --classes and --ignore say it all. What their values mean is taken for granted only
+where it can mean one thing: 0..k; 0 and 255; 0..k and 255 (or -1) for ignored pixels. Anything else is an error that lists
+the values and the options that settle it.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def find_labels(
     if any(isinstance(value, tuple) for value, _ in value_map):
         raise UserError(f"--map names colours, but {first_file} is not RGB; map its numbers, such as --map 255=1")
     first.as_single_channel(first_file)  # refuses colours that nobody named
-    values = _collect_values(masks)
     numbers = {value: class_id for value, class_id in value_map if not isinstance(value, tuple)}
+    # where --classes and --ignore say all there is to say, the masks need not be read beforehand
+    values = _Values() if rows and ignore_value is not None and not numbers else _collect_values(masks)
     if rows:
         meaning = _from_rows(rows, values, ignore_value, numbers, where)
     else:

@@ -109,7 +109,8 @@ def decode_mask_values(data: bytes, file: str, *, max_pixels: int = DEFAULT_MAX_
 def _pixel_values(picture: Image.Image, data: bytes, file: str) -> np.ndarray:
     mode = picture.mode
     if mode == "1":
-        return (np.asarray(picture).view(np.uint8) != 0).astype(np.uint8)  # Pillow hands out bytes of 0 and 255
+        bytes_HW = np.asarray(picture).view(np.uint8)  # Pillow hands out 0 and 255
+        return np.asarray(bytes_HW != 0, dtype=np.uint8)
     if mode in ("L", "P", "I;16", "I"):
         return np.asarray(picture)
     if mode == "I;16B":
@@ -119,7 +120,7 @@ def _pixel_values(picture: Image.Image, data: bytes, file: str) -> np.ndarray:
     if mode in ("RGB", "RGBA"):
         if isinstance(picture, PngImageFile) and check_png(data).bit_depth == 16:
             raise BadSampleError(file, "is an RGB mask of 16 bits a channel", f"save it as 8-bit RGB or as class ids, {_SKIP}")
-        return np.asarray(picture)[:, :, :3]  # transparency says nothing of classes
+        return np.asarray(np.asarray(picture)[:, :, :3])  # transparency says nothing of classes
     raise BadSampleError(file, f"holds {mode} pixels, a mask holds class values", f"save it as PNG of class ids, {_SKIP}")
 
 

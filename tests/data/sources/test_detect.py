@@ -88,10 +88,19 @@ def test_nothing_fits_lists_all_that_was_looked_for_and_what_is_there(tmp_path):
 
 def test_named_layout_that_does_not_fit(tmp_path):
     write_folder(tmp_path)
-    with pytest.raises(UserError, match="no clevr data set in it") as caught:
+    with pytest.raises(UserError, match="no CLEVR videos with masks in it; looked for") as caught:
         scan_source(tmp_path, "clevr", SourceOptions())
     assert "found: images/, masks/" in str(caught.value)
     assert "carvana" not in str(caught.value)
+
+
+def test_archives_beside_a_data_set_are_not_shards(tmp_path):
+    write_folder(tmp_path)
+    with tarfile.open(tmp_path / "download.tar", "w") as tar:
+        tar.add(tmp_path / "images", "images")
+        tar.add(tmp_path / "masks", "masks")
+    (tmp_path / "broken.tar").write_bytes(b"x")
+    assert scan_source(tmp_path, "auto", SourceOptions()).dataset == "folder"
 
 
 def test_two_that_fit_are_never_guessed_at(tmp_path):

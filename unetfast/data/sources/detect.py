@@ -13,7 +13,7 @@ from pathlib import Path
 from unetfast.data.sources import ade20k, carvana, clevr, folder, webdataset
 from unetfast.data.sources.base import Scan, SourceOptions, SourceScan
 from unetfast.data.sources.listing import describe_folder, list_folder
-from unetfast.errors import UserError
+from unetfast.errors import BadSampleError, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,14 @@ def scan_source(root: Path, dataset: str, options: SourceOptions) -> SourceScan:
                 f"{_FLAGS[option]}: {found} is {name}, whose classes are fixed; drop the option, or take the folder as images "
                 "and masks of your own with --dataset folder"
             )
-    return source.scan(found, options)
+    try:
+        return source.scan(found, options)
+    except BadSampleError:
+        raise
+    except UserError as error:
+        if source.recognize(found):
+            raise
+        raise UserError(f"{error}\n  found: {describe_folder(found)}") from None
 
 
 def _find(root: Path, dataset: str) -> tuple[Path, str]:
@@ -74,10 +81,10 @@ def _find(root: Path, dataset: str) -> tuple[Path, str]:
         if fits:
             shown = "\n".join(f"  {place}: {name} ({_SOURCES[name].recognize(place)})" for place, name in fits[:12])
             raise UserError(f"{root}: {len(fits)} data sets fit:\n{shown}\n  give one of them with --src FOLDER --dataset NAME")
-    names = [*special, *general]
-    looked = "\n".join(f"  {name:<11}{_SOURCES[name].looked_for}" for name in names)
-    sought = "known data set" if dataset == "auto" else f"{dataset} data set"
+    if dataset != "auto":
+        return root, dataset  # its scan says best what is missing
+    looked = "\n".join(f"  {name:<11}{_SOURCES[name].looked_for}" for name in _SOURCES)
     raise UserError(
-        f"{root}: no {sought} in it. Looked for, there and one folder down:\n{looked}\n  found: {describe_folder(root)}\n"
+        f"{root}: no known data set in it. Looked for, there and one folder down:\n{looked}\n  found: {describe_folder(root)}\n"
         "  give the folder that holds images and masks, or name the layout with --dataset"
     )

@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from unetfast.data.found_labels import find_labels
@@ -54,8 +55,32 @@ class _Found:
 
 
 def recognize(root: Path) -> str:
-    """Say "tar files" where a folder, or the split folders in it, hold some; else ""."""
-    return "tar files" if root.is_dir() and any(_list_tars(root)) else ""
+    """Say "tar files" where a folder, or the split folders in it, hold some made by WebDataset; else ""."""
+    return "tar files" if root.is_dir() and any(_has_samples(path) for _, path in islice(_list_tars(root), 4)) else ""
+
+
+def _has_samples(path: Path) -> bool:
+    """Say whether two of a tar's first members share a key: an archive of folders, left beside a data set, has none."""
+    keys: set[str] = set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in islice(tar, 64):
+                key, _ = _split_name(info.name)
+                if key and key in keys:
+                    return True
+                keys.add(key)
+    except (OSError, tarfile.TarError):
+        return False
+    return False
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Cut a member's path into key and extension at the first dot of its file name; ("", "") where it has none."""
+    folder, _, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not dot or not stem:
+        return "", ""
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
 def _list_tars(root: Path) -> Iterator[tuple[str, Path]]:
@@ -120,12 +145,9 @@ def _read_tar(root: Path, split: str, path: Path, found: _Found) -> None:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                folder, _, base = info.name.rpartition("/")
-                stem, dot, extension = base.partition(".")
-                if not info.isfile() or not dot or not stem:
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                members.setdefault(key, []).append(_Member(info.name, extension.lower(), info.offset_data, info.size))
+                key, extension = _split_name(info.name)
+                if info.isfile() and key:
+                    members.setdefault(key, []).append(_Member(info.name, extension, info.offset_data, info.size))
     except OSError as error:
         found.problems.append(ScanProblem(relative, f"cannot be read ({error.strerror or error})", "check that it may be read"))
     except tarfile.TarError as error:
