@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from unetfast.config import AugmentConfig, build_config
 from unetfast.loader.augment import Augmentation, draw_augmentation
 from unetfast.loader.order import Order, Places
+from unetfast.loader.pixels import choose_jpeg_reduction
 
 ALL = {
     "resized_crop": {"prob": 0.5},
@@ -115,6 +116,20 @@ def test_crop_boxes_lie_in_the_image(hw: tuple[int, int], kind: str, size: tuple
     top, left, bottom, right = draw(config, make_places(40), hw=hw, seed=seed).crop_yxyx.T
     assert ((top >= 0) & (top < bottom) & (bottom <= hw[0])).all()
     assert ((left >= 0) & (left < right) & (right <= hw[1])).all()
+
+
+def test_large_boxes_begin_on_pixels_of_a_reduced_jpeg() -> None:
+    """Whatever reduction either decode mode takes for a box, the box begins on a whole reduced pixel."""
+    config = make_config(resized_crop={"prob": 1.0, "area": [0.02, 1.0]}, scale={"prob": 0.3})
+    numbers = draw(config, make_places(400), hw=(1280, 1918), target=(48, 64))
+    taken = set()
+    for top, left, bottom, right in numbers.crop_yxyx.tolist():
+        for mode in ("exact", "fast"):
+            reduction = choose_jpeg_reduction((bottom - top, right - left), (48, 64), mode)
+            assert top % reduction == left % reduction == 0
+            taken.add(reduction)
+    assert taken == {1, 2, 4, 8}
+    assert len({top % 2 for top in numbers.crop_yxyx[:, 0].tolist()}) == 1  # all are much larger than the batch
 
 
 def test_plain_crop_takes_its_size_anywhere_and_shrinks_to_fit() -> None:

@@ -42,6 +42,8 @@ def distance(one: np.ndarray, two: np.ndarray) -> int:
         ((0, 40, 45, 130), (16, 16)),
         ((30, 31, 40, 45), (64, 64)),
         ((3, 4, 4, 5), (8, 8)),
+        ((5, 9, 85, 125), (1, 1)),
+        ((30, 31, 33, 120), (40, 20)),  # borders as large as the result
     ],
 )
 def test_resize_is_the_triangle_filter(box: tuple[int, int, int, int], target: tuple[int, int]) -> None:

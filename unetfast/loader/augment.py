@@ -164,6 +164,10 @@ def _draw_crop(
     # zoom-in narrows the box about its centre
     narrow_hw = np.clip(np.floor(size_hw / zoom_in[:, None] + 0.5), 1, size_hw)
     start = start + np.floor((size_hw - narrow_hw) / 2)
+    # boxes begin on multiples of the largest of 8, 4, 2, 1 that is at most one target pixel, give or take a percent: so they do
+    # not begin between the pixels of a JPEG that is reduced while it is decoded
+    least = 1.01 * (narrow_hw / target_hw).min(axis=1, keepdims=True)
+    start -= start % np.select([least >= 8, least >= 4, least >= 2], [8, 4, 2], 1)
     return np.concatenate([start, start + narrow_hw], axis=1).astype(np.int64)
 
 

@@ -8,6 +8,7 @@ Axis letters: H height, W width, C channels (R, G, B).
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Literal
 
@@ -86,24 +87,44 @@ def resize_box(rgb_HWC: np.ndarray, box_yxyx: np.ndarray, out_HWC: np.ndarray) -
 
     Args:
         rgb_HWC: uint8, contiguous, (H, W, 3).
-        box_yxyx: top, left, bottom, right in pixels of `rgb_HWC`; may lie between pixels, float64, (4,).
+        box_yxyx: top, left, bottom, right in pixels of `rgb_HWC`, float64, (4,); may lie between pixels, and is fastest where
+            top and left do not.
         out_HWC: receives the result, uint8, contiguous, (target height, target width, 3).
     """
     top, left, bottom, right = (float(edge) for edge in box_yxyx)
-    (height, width), (out_height, out_width) = rgb_HWC.shape[:2], out_HWC.shape[:2]
+    out_height, out_width = out_HWC.shape[:2]
     if (bottom - top, right - left) == (out_height, out_width) and top.is_integer() and left.is_integer():
         out_HWC[...] = rgb_HWC[int(top) : int(bottom), int(left) : int(right)]
-    elif top == 0 and left == 0 and height - bottom < 1 and width - right < 1:
-        _resize_whole(rgb_HWC, (out_height / bottom, out_width / right), out_HWC)
+    elif top.is_integer() and left.is_integer():
+        whole_HWC = rgb_HWC[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
+        _resize_whole(whole_HWC, (out_height / (bottom - top), out_width / (right - left)), out_HWC)
+        _resize_borders(rgb_HWC, (top, left, bottom, right), out_HWC)
     else:
         _resize_part(rgb_HWC, (top, left, bottom, right), out_HWC)
 
 
 def _resize_whole(rgb_HWC: np.ndarray, scales: tuple[float, float], out_HWC: np.ndarray) -> None:
-    """Resize from the top left corner by given scales: torch's uint8 kernel, three times as fast as Pillow's."""
+    """Resize from the top left corner by given scales: torch's uint8 kernel, several times as fast as Pillow's."""
     readable_HWC = rgb_HWC if rgb_HWC.flags.writeable else np.asarray(_ReadOnly(rgb_HWC))
     source, result = (torch.from_numpy(part).permute(2, 0, 1)[None] for part in (readable_HWC, out_HWC))
     torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out_HWC.shape[:2]), False, *scales, out=result)
+
+
+def _resize_borders(rgb_HWC: np.ndarray, box: tuple[float, float, float, float], out_HWC: np.ndarray) -> None:
+    """Do the border pixels again that see past the box into the image, which `_resize_whole` was not given."""
+    top, left, bottom, right = box
+    (height, width), (out_height, out_width) = rgb_HWC.shape[:2], out_HWC.shape[:2]
+    step_y, step_x = (bottom - top) / out_height, (right - left) / out_width
+    # the filter reaches one target pixel or one stored pixel, whichever is larger
+    num_y, num_x = min(math.ceil(max(1, 1 / step_y)), out_height), min(math.ceil(max(1, 1 / step_x)), out_width)
+    if top > 0:
+        _resize_part(rgb_HWC, (top, left, top + num_y * step_y, right), out_HWC[:num_y])
+    if math.ceil(bottom) < height:
+        _resize_part(rgb_HWC, (bottom - num_y * step_y, left, bottom, right), out_HWC[-num_y:])
+    if left > 0:
+        _resize_part(rgb_HWC, (top, left, bottom, left + num_x * step_x), out_HWC[:, :num_x])
+    if math.ceil(right) < width:
+        _resize_part(rgb_HWC, (top, right - num_x * step_x, bottom, right), out_HWC[:, -num_x:])
 
 
 class _ReadOnly:
