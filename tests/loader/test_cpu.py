@@ -124,7 +124,6 @@ def test_an_error_in_a_thread_comes_out_as_itself(shards: Path, monkeypatch: pyt
 
 EXITS: dict[str, tuple[str, int, str]] = {
     "end of script": ("", 0, ""),
-    "sys.exit": ("import sys; sys.exit(3)", 3, ""),
     "exception": ("raise KeyError('mine')", 1, "KeyError: 'mine'"),
 }
 
