@@ -73,3 +73,12 @@ def test_scores_of_two_classes_lead_with_the_second() -> None:
     assert format_scores(scores, ["a", "b", "c"]) == "mDice 0.5000  mIoU 0.4000  accuracy -  loss 0.2500"
     classes = [{"dice": 0.9}, {"dice": 0.98712}]
     assert format_scores(scores | {"classes": classes}, ["background", "car"]).startswith("Dice 0.9871 (car)  mIoU")
+
+
+def test_history_is_drawn_now_and_then() -> None:
+    time_s = [0.0]
+    display = Display(Console(file=io.StringIO()), num_epochs=3, num_steps=100, now=lambda: time_s[0])
+    found = []
+    for time_s[0] in (1.0, 10.5, 12.0, 21.0):
+        found.append(display.is_time_for_history())
+    assert found == [False, True, False, True]

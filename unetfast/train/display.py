@@ -42,7 +42,7 @@ class Display:
         self._now = now
         self._began_s = now()
         self._said_s: float | None = None
-        self._drew_s: float | None = None
+        self._drew_s = self._began_s
         self._progress: Progress | None = None
         if console.is_terminal and not os.environ.get("NO_COLOR"):
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
@@ -79,7 +79,7 @@ class Display:
 
     def is_time_for_history(self) -> bool:
         """Say whether the figure of a run in progress should be drawn anew; at its end it is drawn in any case."""
-        due = self._drew_s is None or self._now() - self._drew_s >= SECONDS_BETWEEN_HISTORIES
+        due = self._now() - self._drew_s >= SECONDS_BETWEEN_HISTORIES
         if due:
             self._drew_s = self._now()
         return due

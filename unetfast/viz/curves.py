@@ -35,9 +35,11 @@ def draw_curves(rows: Sequence[Row], *, title: str = "") -> Image.Image:
     Returns:
         RGB, 1500 x 420 pixels. An empty history gives axes that say so.
     """
-    figure = Figure(figsize=(15, 4.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(15, 4.2), dpi=100)
     canvas = FigureCanvasAgg(figure)
     loss_axes, score_axes, rate_axes = figure.subplots(1, 3)
+    # fixed margins: the automatic layouts draw everything several times to measure it
+    figure.subplots_adjust(left=0.05, right=0.985, bottom=0.13, top=0.83 if title else 0.91, wspace=0.2)
     _draw_loss(loss_axes, rows)
     _draw_scores(score_axes, rows)
     _draw_rate(rate_axes, rows)
