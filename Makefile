@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.made-by-make
 # the first Python that fits; `make PYTHON=/path/to/python3.12 venv` takes another
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
-	"$$name" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	"$$name" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& { command -v "$$name"; break; }; done)
 
 .PHONY: help demo test venv

@@ -85,7 +85,7 @@ def draw_car(rng: Rng, car: Car, angle: float, size_hw: tuple[int, int]) -> tupl
         turn=angle + float(rng.normal(0, 0.06)),
         elevation=float(rng.uniform(0.13, 0.24)),
         distance=9.0,
-        focal_px=width * float(rng.uniform(1.22, 1.38)),
+        focal_px=width * float(rng.uniform(1.36, 1.52)),
         center_xy=(width * float(rng.uniform(0.46, 0.54)), height * float(rng.uniform(0.68, 0.74))),
     )
     _draw_studio(canvas, rng, np.random.default_rng(car.studio_seed))
@@ -111,7 +111,7 @@ def _draw_studio(canvas: Canvas, rng: Rng, studio: Rng) -> None:
     for _ in range(int(rng.integers(3, 8))):  # posters, lamps and boxes, in the colours of cars
         _draw_clutter(canvas, rng, horizon)
     blotches = rng.uniform(0.86, 1.14, (9, 13))
-    canvas.multiply(blotches, rng.uniform(0.9, 1.1, (height // 3, width // 3)))
+    canvas.multiply(blotches, rng.uniform(0.94, 1.06, (height // 3, width // 3)))
 
 
 def _draw_clutter(canvas: Canvas, rng: Rng, horizon: float) -> None:
