@@ -45,11 +45,8 @@ class ResolvedRun:
 
 
 def preset_for(manifest: Manifest, device: torch.device) -> str:
-    """Name the preset of a data set: its own where there is one, else the one nearest to it; `-cpu` without a GPU.
-
-    Data sets of other layouts take "carvana" with two classes and "ade20k" with more.
-    """
-    name = manifest.dataset if manifest.dataset in preset_names() else "carvana" if manifest.num_classes <= 2 else "ade20k"
+    """Name the preset of a data set: its own where there is one, else "folder", which fits any; `-cpu` without a GPU."""
+    name = manifest.dataset if manifest.dataset in preset_names() else "folder"
     return name if device.type == "cuda" else f"{name}-cpu"
 
 
@@ -102,7 +99,7 @@ def _read_default_preset(manifest: Manifest, overrides: list[str]) -> tuple[dict
     asked: dict[str, Any] = apply_overrides({}, overrides).get("train", {})
     device = resolve_device(str(asked.get("device", "auto")))
     name = preset_for(manifest, device)
-    why = f"for {manifest.dataset}" if name.startswith(manifest.dataset) else f"the nearest to {manifest.dataset} data"
+    why = f"for {manifest.dataset}" if name.startswith(manifest.dataset) else f"there is none for {manifest.dataset}"
     gpu = "" if device.type == "cuda" else ", no GPU" if not torch.cuda.is_available() else ", on the CPU as asked for"
     return read_preset_tree(name), f"preset {name} ({why}{gpu})"
 
