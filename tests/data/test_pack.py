@@ -17,10 +17,12 @@ from PIL import Image
 from plain_source import change, draw_sample, make_labels, read_folder, write_source
 from rich.console import Console
 
+from unetfast.data import packreport
 from unetfast.data.manifest import read_manifest
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack, pack_scan
 from unetfast.data.packdir import PackFolder
+from unetfast.data.packreport import PackProgress
 from unetfast.data.reader import open_shards
 from unetfast.data.sources.base import ScanProblem, SourceScan
 from unetfast.errors import BadSampleError, UserError
@@ -395,3 +397,18 @@ def test_the_summary_names_what_matters(scan: SourceScan, src: Path, tmp_path: P
     assert (report.codecs, report.images_per_s > 0) == ({"jpeg": 8, "lz4": 4}, True)
     log = json.loads((tmp_path / "out" / "pack.log").read_text())
     assert {"started", "seconds", "command", "host"} <= log.keys()
+
+
+def test_progress_in_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, log = io.StringIO(), io.StringIO()
+    with PackProgress(Console(file=terminal, force_terminal=True, width=100), 100, 40) as progress:
+        progress.add(60)
+    assert "100/100" in terminal.getvalue()
+    assert progress.packed == 60
+    monkeypatch.setattr(packreport, "_PLAIN_EVERY_S", 0.0)
+    with PackProgress(Console(file=log, width=30), 2_000, 0) as progress:
+        progress.add(500)
+        progress.add(500)
+    lines = log.getvalue().splitlines()
+    assert lines[1].startswith("packing 1,000/2,000  ")
+    assert lines[1].endswith(" left")

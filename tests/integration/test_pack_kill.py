@@ -116,5 +116,25 @@ def test_a_killed_worker_is_a_clear_error(src: Path, tmp_path: Path) -> None:
     assert "fewer --workers" in done.stdout
 
 
+def test_a_script_without_its_guard_is_told(src: Path, tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from unetfast.data.pack import PackOptions, pack\n"
+        "pack(Path(sys.argv[1]), Path(sys.argv[2]), options=PackOptions(shard_mib=0.02), workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(path), str(src), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 1
+    assert 'needs `if __name__ == "__main__":`' in done.stderr
+    assert "a worker process ended (exit code 1), it says above why" in done.stderr
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -35,7 +35,7 @@ from unetfast.data.packshard import ShardPacker, ShardResult
 from unetfast.data.plan import PackPlan, ShardPlan, build_plan
 from unetfast.data.sources.base import ScanProblem, SourceOptions, SourceScan
 from unetfast.data.sources.detect import scan_source
-from unetfast.data.workers import count_cores, run_tasks
+from unetfast.data.workers import check_main_guard, count_cores, run_tasks
 from unetfast.errors import UserError
 
 __all__ = ["PackOptions", "PackReport", "check_problems", "pack", "pack_scan"]
@@ -79,6 +79,7 @@ def pack(
             what to do.
     """
     src, out = Path(src), Path(out)
+    check_main_guard()
     check_place(src, out)
     scan = scan_source(src, dataset, source_options)
     return pack_scan(

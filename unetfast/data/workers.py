@@ -42,6 +42,16 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_main_guard() -> None:
+    """Refuse to pack from within a worker that is importing the script which started it.
+
+    Raises:
+        UserError: the script lacks its guard.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError('a script that packs needs `if __name__ == "__main__":` around what it does')
+
+
 def run_tasks(
     tasks: list[Task], work: Work[Task, Result], *, num_workers: int, report: Callable[[int], None]
 ) -> Iterator[Result]:
@@ -91,9 +101,10 @@ class _Worker:
             kind, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join(_JOIN_S)
+            code = self.process.exitcode
+            why = "perhaps for want of memory: use fewer --workers" if code and code < 0 else "it says above why"
             raise UserError(
-                f"a worker process ended (exit code {self.process.exitcode}), perhaps for want of memory\n"
-                f"  repeat the command with fewer --workers; what is packed so far is kept"
+                f"a worker process ended (exit code {code}), {why}\n  what is packed so far is kept: repeat the command"
             ) from None
         return kind, value
 
