@@ -124,8 +124,8 @@ def test_frame_that_lies_about_its_size_takes_no_memory() -> None:
 
 def test_png_bomb_is_refused_by_its_header() -> None:
     stream = io.BytesIO()
-    Image.new("L", (20_000, 20_000)).save(stream, "PNG")
-    with pytest.raises(ValueError, match="20000x20000"):
+    Image.new("L", (5_000, 5_000)).save(stream, "PNG")
+    with pytest.raises(ValueError, match="5000x5000"):
         decode_mask(stream.getvalue(), "png", 8, height=8, width=8)
 
 
