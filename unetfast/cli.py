@@ -294,6 +294,8 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a `UserError` becomes one message on stderr and exit code 2."""
+    # read once, when torch is first imported: OpenMP threads that wait must not spin against the loader's threads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments)
     except UserError as error:
