@@ -19,7 +19,12 @@ from PIL import Image
 from unetfast.data.pack import PackOptions, pack
 from unetfast.data.reader import open_shards
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    # webdataset leaves the tar files that it has read to the garbage collector
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 
 
 def carvana_truth(root: Path, source_path: str) -> np.ndarray:
