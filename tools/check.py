@@ -33,7 +33,8 @@ def list_gates(pytest_arguments: list[str]) -> list[Gate]:
         Gate("types", [*tool, "mypy"]),
         # import-linter has no module to run: its command stands beside this Python
         Gate("imports", [str(Path(sys.executable).parent / "lint-imports")]),
-        Gate("tests", [*tool, "pytest", *pytest_arguments]),
+        # two processes: more would fight over memory, each imports torch
+        Gate("tests", [*tool, "pytest", "-n", "2", *pytest_arguments]),
     ]
 
 
