@@ -185,7 +185,7 @@ def test_unknown_ids_are_found(tmp_path: Path) -> None:
     tree["splits"]["train"]["class_pixels"].pop()
     tree["splits"]["train"]["class_images"].pop()
     path.write_text(json.dumps(tree))
-    assert any("holds ids that no class has ([2])" in problem for problem in verify_shards(tmp_path / "shards"))
+    assert any("holds ids that no class has (2)" in problem for problem in verify_shards(tmp_path / "shards"))
 
 
 def test_the_list_has_an_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
+from unetfast.data.counting import count_ids
 from unetfast.data.labels import LabelTable
 from unetfast.errors import BadSampleError
 
@@ -147,17 +148,14 @@ def check_mask(mask_HW: np.ndarray, labels: LabelTable, *, image_hw: tuple[int, 
             f"mask is {mask_HW.shape[1]}x{mask_HW.shape[0]}, its image is {image_hw[1]}x{image_hw[0]} (width x height)",
             "give the mask the image's size, or drop the pair with --on-bad skip",
         )
-    counts = np.bincount(mask_HW.reshape(-1), minlength=labels.ignore_index + 1)
-    unknown = np.flatnonzero(counts[labels.num_classes : labels.ignore_index]) + labels.num_classes
-    ignored = int(counts[labels.ignore_index])
-    if unknown.size or (ignored and not labels.has_ignore):
-        found = [*unknown.tolist(), *([labels.ignore_index] if ignored and not labels.has_ignore else [])]
+    counts, unknown = count_ids(mask_HW, labels)
+    if unknown:
         raise BadSampleError(
             file,
-            f"class ids {shorten(found)} are not among the {labels.num_classes} classes 0..{labels.num_classes - 1}",
+            f"class ids {shorten(unknown)} are not among the {labels.num_classes} classes 0..{labels.num_classes - 1}",
             "map them with --map OLD=NEW, declare --ignore VALUE, or drop the pair with --on-bad skip",
         )
-    return np.append(counts[: labels.num_classes], ignored).astype(np.int64)
+    return counts
 
 
 def shorten(values: list[int], limit: int = 12) -> str:

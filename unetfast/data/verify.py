@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from unetfast.data.counting import count_ids
 from unetfast.data.encode import sum_channels
 from unetfast.data.manifest import Manifest, ShardInfo
 from unetfast.data.reader import ShardFolder, SplitReader, open_shards
-from unetfast.data.sample import IMAGE_CODECS, MASK_CODECS
+from unetfast.data.sample import IMAGE_CODECS, MASK_CODECS, shorten
 from unetfast.data.shard import TAR_BLOCK, IdxPart, build_idx, build_member_names, build_tar_header
 from unetfast.data.workers import count_cores
 from unetfast.errors import CorruptShardError
@@ -69,6 +70,7 @@ def _iter_problems(shards: ShardFolder, pool: ThreadPoolExecutor, report: Callab
     manifest = shards.manifest
     if (manifest.num_classes, manifest.ignore_index) != (manifest.labels.num_classes, manifest.labels.ignore_index):
         yield f"{shards.path}: num_classes or ignore_index of the manifest differ from its label table"
+        return
     for name, split in manifest.splits.items():
         for info in split.shards:
             yield from _check_file(shards.path / name / info.file, info)
@@ -154,14 +156,12 @@ def _check_sample(reader: SplitReader, sample: int) -> _Checked:
         for name, value in stated.items()
         if tree.get(name) != value
     ]
-    num_classes, ignore_index = reader.manifest.num_classes, reader.manifest.ignore_index
-    counts = np.bincount(mask_HW.reshape(-1), minlength=ignore_index + 1)
-    unknown = np.flatnonzero(counts[num_classes:ignore_index]) + num_classes
-    if unknown.size or (counts[ignore_index] and not reader.manifest.labels.has_ignore):
-        problems.append(f"{reader.describe(sample, 'mask')}: holds ids that no class has ({unknown.tolist() or ignore_index})")
+    counts, unknown = count_ids(mask_HW, reader.manifest.labels)
+    if unknown:
+        problems.append(f"{reader.describe(sample, 'mask')}: holds ids that no class has ({shorten(unknown)})")
     channel_sum, _ = sum_channels(rgb_HWC)
     group = str(tree.get("group", ""))
-    return _Checked(problems, key, group, counts[:num_classes], int(counts[ignore_index]), channel_sum)
+    return _Checked(problems, key, group, counts[:-1], int(counts[-1]), channel_sum)
 
 
 def _check_layout(reader: SplitReader, shard: int, samples: np.ndarray, keys: list[str]) -> Iterator[str]:
