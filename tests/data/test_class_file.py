@@ -83,6 +83,7 @@ def test_values_of_a_table(tmp_path):
         ("name,r,g,b\ncar,1,2,256\n", "line 2: colour"),
         ("name,r,g,b\n", "holds a header and no class"),
         ("value,name\n1,a\n1,b\n", "value 1 stands twice"),
+        ("value,name\n0,a\n70000,b\n", "line 3: value 70000: values of masks lie between -32768 and 65535"),
         ("car,1,2\n", "line 1: 'car,1,2' is of no known form"),
         ("car,#12\n", "is of no known form"),
     ],

@@ -92,6 +92,12 @@ def test_ignore_option(find):
     assert ids == [[0, 255, 1]]
 
 
+@pytest.mark.parametrize("value", [70000, -40000])
+def test_ignore_that_no_mask_can_hold(find, value):
+    with pytest.raises(UserError, match=rf"--ignore {value}: values of masks lie between -32768 and 65535"):
+        find([0, 1], ignore=value)
+
+
 def test_ignore_that_never_occurs_is_still_declared(find):
     labels, _, _ = find([0, 1], ignore=9)
     assert labels.has_ignore
@@ -232,6 +238,8 @@ def test_colour_mistakes(find):
         find([BLACK, RED], classes="background 0 0 0\ncar 0 0 0\n")
     with pytest.raises(UserError, match="masks of SRC are RGB; name colours"):
         find([BLACK, RED], classes="background 0 0 0\ncar 255 0 0\n", maps=["1=0"])
+    with pytest.raises(UserError, match="--ignore 300: the masks of SRC are RGB, whose values lie between 0 and 255"):
+        find([BLACK, RED], classes="background 0 0 0\ncar 255 0 0\n", ignore=300)
     with pytest.raises(UserError, match="ids count up from 0"):
         find([BLACK, RED], maps=["#ff0000=3"])
     with pytest.raises(UserError, match="is not RGB; map its numbers"):

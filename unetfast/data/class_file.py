@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetfast.data.masks import parse_color
+from unetfast.data.masks import check_value, parse_color
 from unetfast.errors import UserError
 
 IGNORE_NAME = "__ignore__"
@@ -119,12 +119,15 @@ def _read_table(path: Path, header: list[str], lines: list[tuple[int, str]]) -> 
         row = dict(zip(header, fields, strict=True))
         try:
             value = int(row[value_column]) if value_column else len(rows)
+            check_value(value, f"{path}, line {number}: value {value}")
             color = None
             if color_columns:
                 red, green, blue = (int(row[name]) for name in color_columns)
                 color = (red, green, blue)
             elif row.get("color") or row.get("colour"):
                 color = parse_color(row.get("color") or row["colour"])
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
         if color and not all(0 <= channel <= 255 for channel in color):

@@ -21,6 +21,7 @@ from unetfast.data.masks import (
     MaskValues,
     TableMaskReader,
     ValueMap,
+    check_value,
     decode_mask_values,
     distinct_values,
     format_value,
@@ -94,8 +95,11 @@ def find_labels(
         where: the source folder, for messages.
 
     Raises:
-        UserError: the values can mean several things, or RGB masks come without colours; no mask can be read.
+        UserError: the values can mean several things, or RGB masks come without colours; no mask can be read; no mask can hold
+            the ignored value.
     """
+    if ignore_value is not None:
+        check_value(ignore_value, f"--ignore {ignore_value}")
     rows = read_class_file(classes_file) if classes_file else ()
     first, first_file = _first_readable(masks)
     has_colors = any(row.color for row in rows) or any(isinstance(value, tuple) for value, _ in value_map)
@@ -135,7 +139,9 @@ def _by_color(rows: Sequence[ClassRow], ignore_value: int | None, value_map: Val
         if not row.ignored:
             classes.append(ClassInfo(name=row.name, color=row.color, value=row.color))
     if ignore_value is not None:
-        table[(ignore_value & 255,) * 3] = None
+        if not -1 <= ignore_value <= 255:
+            raise UserError(f"--ignore {ignore_value}: the masks of {where} are RGB, whose values lie between 0 and 255")
+        table[(ignore_value & 255,) * 3] = None  # -1 in 8 bits is 255
     for value, class_id in value_map:
         if not isinstance(value, tuple):
             raise UserError(f"--map {value}: the masks of {where} are RGB; name colours, such as --map '#ff0000=1'")

@@ -19,6 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
+from unetfast.data.counting import count_values
 from unetfast.data.image import DEFAULT_MAX_PIXELS, load_pixels, open_picture
 from unetfast.data.image_headers import check_png
 from unetfast.data.labels import LabelTable, MaskValue
@@ -267,9 +268,8 @@ def distinct_values(mask: MaskValues) -> tuple[Sequence[MaskValue], bool]:
         if all(red == green == blue for red, green, blue in colors):
             return sorted(red for red, _, _ in colors), False
         return sorted(colors), True
-    if values.dtype == np.uint8:
-        counts = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [256], [0, 256])
-        return np.flatnonzero(np.asarray(counts)).tolist(), False
+    if values.dtype in (np.uint8, np.uint16):
+        return np.flatnonzero(count_values(values)).tolist(), False
     return np.unique(values).tolist(), False
 
 
@@ -293,6 +293,16 @@ def parse_color(text: str) -> tuple[int, int, int] | None:
     return (int(match[1], 16), int(match[2], 16), int(match[3], 16)) if match else None
 
 
+def check_value(value: int, where: str) -> None:
+    """Refuse a value that no mask can hold: tables reach from -32768 to 65535.
+
+    Raises:
+        UserError: begins with `where`, the option or line that names the value.
+    """
+    if not _MIN_VALUE <= value <= _MAX_VALUE:
+        raise UserError(f"{where}: values of masks lie between {_MIN_VALUE} and {_MAX_VALUE}")
+
+
 def parse_value_map(texts: list[str]) -> ValueMap:
     """Read the values of --map: `VALUE=ID` or `VALUE=ignore`, VALUE a number or `#rrggbb`; several may be joined by commas.
 
@@ -309,8 +319,8 @@ def parse_value_map(texts: list[str]) -> ValueMap:
                 f"--map {text}: not of the form VALUE=CLASS_ID or VALUE=ignore, such as --map 255=1, --map 7=ignore or "
                 "--map '#ff0000=2'"
             )
-        if not isinstance(value, tuple) and not _MIN_VALUE <= value <= _MAX_VALUE:
-            raise UserError(f"--map {text}: values of masks lie between {_MIN_VALUE} and {_MAX_VALUE}")
+        if not isinstance(value, tuple):
+            check_value(value, f"--map {text}")
         class_id = None if right == "ignore" else int(right)
         if value in pairs and pairs[value] != class_id:
             raise UserError(f"--map {text}: {left} is mapped twice; keep one of the two")
