@@ -17,6 +17,7 @@ from PIL import Image
 from plain_source import change, draw_sample, make_labels, read_folder, write_source
 from rich.console import Console
 
+from unetfast.data import pack as pack_module
 from unetfast.data import packreport
 from unetfast.data.manifest import read_manifest
 from unetfast.data.options import PackOptions
@@ -25,6 +26,7 @@ from unetfast.data.packdir import PackFolder
 from unetfast.data.packreport import PackProgress
 from unetfast.data.reader import open_shards
 from unetfast.data.sources.base import ScanProblem, SourceScan
+from unetfast.data.workers import run_tasks
 from unetfast.errors import BadSampleError, UserError
 
 SMALL = PackOptions(shard_mib=0.004, val_fraction=0.3)
@@ -49,6 +51,23 @@ def test_same_bytes_for_any_workers_and_out(scan: SourceScan, src: Path, tmp_pat
     assert len(one.manifest.splits["train"].shards) > 2
     other = pack_scan(scan, src, tmp_path / "other", options=PackOptions(shard_mib=0.004, val_fraction=0.3, seed=1))
     assert read_folder(other.out) != read_folder(one.out)
+
+
+@pytest.mark.parametrize(("workers", "limit", "started"), [(0, 1 << 20, 1), (0, 0, 5), (3, 1 << 20, 3)])
+def test_little_work_starts_no_processes(
+    scan: SourceScan, src: Path, tmp_path: Path, workers: int, limit: int, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run_here(tasks: list[Any], work: Any, *, num_workers: int, report: Any) -> Iterator[Any]:
+        asked.append(num_workers)
+        yield from run_tasks(tasks, work, num_workers=1, report=report)
+
+    monkeypatch.setattr(pack_module, "run_tasks", run_here)
+    monkeypatch.setattr(pack_module, "count_cores", lambda: 5)
+    monkeypatch.setattr(pack_module, "_IN_PROCESS_BYTES", limit)
+    pack_scan(scan, src, tmp_path / "out", options=SMALL, workers=workers)
+    assert asked == [started]
 
 
 def test_manifest_counts_equal_numpy(src: Path, tmp_path: Path) -> None:
@@ -379,10 +398,34 @@ def test_warnings_about_masks_and_size(src: Path, tmp_path: Path) -> None:
     report = pack_scan(scan, src, tmp_path / "one", options=PackOptions(image_codec="lz4"), workers=1)
     assert any("all masks hold one class alone, class1" in warning for warning in report.warnings)
     report = pack_scan(scan, src, tmp_path / "big", options=PackOptions(size_hw=(200, 200)), workers=1)
-    assert any("times the source's size" in warning for warning in report.warnings)
+    assert any("times the source's size: raw pixels" in warning for warning in report.warnings)
+    report = pack_scan(scan, src, tmp_path / "png", options=PackOptions(size_hw=(200, 200), image_codec="png"), workers=1)
+    assert any("times the source's size: stored anew" in warning for warning in report.warnings)
+    report = pack_scan(scan, src, tmp_path / "tar", options=PackOptions(image_codec="png", mask_codec="png"), workers=1)
+    assert any("times the source's size: files so small" in warning for warning in report.warnings)
+    alone = change(scan, labels=make_labels(1))
+    paint_masks(scan, 0)
+    report = pack_scan(alone, src, tmp_path / "alone", workers=1)
+    assert any("all masks hold one class alone, class0" in warning for warning in report.warnings)
     paint_masks(scan, 255)
     report = pack_scan(scan, src, tmp_path / "none", workers=1)
     assert any("all pixels of all masks are ignored" in warning for warning in report.warnings)
+
+
+def test_a_link_into_nowhere_is_one_bad_sample(scan: SourceScan, src: Path, tmp_path: Path) -> None:
+    lost = Path(scan.samples[3].mask.path)
+    lost.unlink()
+    lost.symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(BadSampleError, match=rf"{lost.name}: cannot be read \(No such file"):
+        pack_scan(scan, src, tmp_path / "out", options=SMALL, workers=1)
+    options = PackOptions(shard_mib=0.004, val_fraction=0.3, on_bad="skip", max_bad=1)
+    assert pack_scan(scan, src, tmp_path / "out", options=options, workers=1).num_skipped == 1
+
+
+def test_a_warning_is_told_once(src: Path, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    pack_scan(write_source(src, 1), src, tmp_path / "out", workers=1, console=Console(file=stream, width=200))
+    assert stream.getvalue().count("there is no val split") == 1
 
 
 def test_the_summary_names_what_matters(scan: SourceScan, src: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
     """Warn of masks from which nothing can be learnt."""
     images = [sum(counts) for counts in zip(*(split.class_images for split in manifest.splits.values()), strict=True)]
     there = [name for name, count in zip(manifest.labels.names, images, strict=True) if count]
-    if len(there) == 1 and manifest.num_classes > 1:
+    if len(there) == 1:
         return [f"all masks hold one class alone, {there[0]}: nothing can be learnt from them. Are mask values mapped right?"]
     if not there:
         return ["all pixels of all masks are ignored: nothing can be learnt from them. Are mask values mapped right?"]

@@ -32,7 +32,7 @@ from unetfast.data.options import PackOptions
 from unetfast.data.packdir import LOG_NAME, SKIPPED_NAME, PackFolder, check_place, naming_disk_errors
 from unetfast.data.packreport import PackProgress, PackReport, show, show_plan, show_report
 from unetfast.data.packshard import ShardPacker, ShardResult
-from unetfast.data.plan import PackPlan, ShardPlan, build_plan
+from unetfast.data.plan import MIB, PackPlan, ShardPlan, build_plan
 from unetfast.data.sources.base import ScanProblem, SourceOptions, SourceScan
 from unetfast.data.sources.detect import scan_source
 from unetfast.data.workers import check_main_guard, count_cores, run_tasks
@@ -42,6 +42,7 @@ __all__ = ["PackOptions", "PackReport", "check_problems", "pack", "pack_scan"]
 
 PACKER_VERSION = 1  # changes when the same plan would give other bytes
 _MAX_TOLD = 5
+_IN_PROCESS_BYTES = 4 * MIB  # of sources; less is packed in the second that worker processes take to start
 _DEFAULT_SOURCE = SourceOptions()
 _DEFAULT_OPTIONS = PackOptions()
 
@@ -69,7 +70,8 @@ def pack(
         dataset: layout of `src`; "auto" detects it.
         source_options: what the user says about the source's masks.
         options: what shapes the shards.
-        workers: processes; 0 is one for each core. 1 packs in this process.
+        workers: processes, never more than there are shards; 1 packs in this process, and so does 0 where little is to be
+            done (4 MiB), else it is one for each core.
         dry_run: scan, plan and tell; write nothing.
         overwrite: replace a packing of something else; files of others are never removed.
         console: for progress and summary; None is silent.
@@ -125,7 +127,7 @@ def pack_scan(
             stack.enter_context(folder.locked())
             complete = folder.begin(_build_plan_tree(scan, plan, source_options, options), overwrite=overwrite)
         if not complete:
-            progress = _pack_shards(folder, scan, plan, options, workers or count_cores(), console)
+            progress = _pack_shards(folder, scan, plan, options, workers, console)
             report.images_per_s = progress.images_per_s if progress.packed else 0.0
             with naming_disk_errors(out):
                 results = [_read_result(folder, shard, options) for shard in plan.shards]
@@ -139,7 +141,7 @@ def pack_scan(
             report.status, report.num_skipped = "packed", skipped
     if complete:
         _fill_complete(report)
-    show_report(console, report)
+    show_report(console, report, told=plan.warnings)
     return report
 
 
@@ -195,7 +197,7 @@ def _build_plan_tree(scan: SourceScan, plan: PackPlan, source_options: SourceOpt
 
 
 def _pack_shards(
-    folder: PackFolder, scan: SourceScan, plan: PackPlan, options: PackOptions, num_workers: int, console: Console
+    folder: PackFolder, scan: SourceScan, plan: PackPlan, options: PackOptions, workers: int, console: Console
 ) -> PackProgress:
     """Pack the shards that are not done yet."""
     todo: list[ShardPlan] = []
@@ -214,6 +216,7 @@ def _pack_shards(
     if num_bad and first:
         _check_bad(num_bad, scan, options, first[1], first[0])
     packer = ShardPacker(SampleEncoder(scan.labels, scan.read_mask, options), folder.out)
+    num_workers = workers or _choose_workers(todo)
     with PackProgress(console, plan.num_samples, num_done) as progress:
         for done in run_tasks(todo, packer, num_workers=num_workers, report=progress.add):
             num_bad += done.num_skipped
@@ -222,6 +225,11 @@ def _pack_shards(
                 file, reason = result.skipped[0] if result else ("", "")
                 _check_bad(num_bad, scan, options, reason, file)
     return progress
+
+
+def _choose_workers(todo: list[ShardPlan]) -> int:
+    num_bytes = sum(ref.num_bytes for shard in todo for ref in shard.samples)
+    return 1 if num_bytes < _IN_PROCESS_BYTES else count_cores()
 
 
 def _read_result(folder: PackFolder, shard: ShardPlan, options: PackOptions) -> ShardResult | None:
@@ -311,11 +319,19 @@ def _fill_report(report: PackReport, manifest: Manifest, results: list[ShardResu
         f"every sample of {name} is bad: there is no {name} split" for name in sorted(planned.keys() - report.samples)
     ]
     report.warnings += find_warnings(manifest)
-    if report.packed_bytes > 2 * report.source_bytes:
-        report.warnings.append(
-            f"the shards are {report.packed_bytes / max(1, report.source_bytes):.1f} times the source's size: raw pixels are "
-            "quick to read, --image-codec jpeg (lossy) or png (slow to decode) are smaller"
-        )
+    report.warnings += _warn_of_size(report)
+
+
+def _warn_of_size(report: PackReport) -> list[str]:
+    if report.packed_bytes <= 2 * report.source_bytes:
+        return []
+    if report.image_bytes + report.mask_bytes <= 2 * report.source_bytes:
+        why = "files so small weigh less than what a tar adds to each"
+    elif "lz4" in report.codecs:
+        why = "raw pixels are quick to read, --image-codec jpeg (lossy) or png (slow to decode) are smaller"
+    else:
+        why = "stored anew, the pixels need more than in the source"
+    return [f"the shards are {report.packed_bytes / max(1, report.source_bytes):.1f} times the source's size: {why}"]
 
 
 def _fill_complete(report: PackReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +144,14 @@ def show_plan(console: Console, scan: SourceScan, plan: PackPlan) -> None:
         show(console, f"warning: {warning}")
 
 
-def show_report(console: Console, report: PackReport) -> None:
-    """Say what was packed: files and bytes, classes, what was changed or left out, and what to do next."""
+def show_report(console: Console, report: PackReport, *, told: Sequence[str] = ()) -> None:
+    """Say what was packed: files and bytes, classes, what was changed or left out, and what to do next.
+
+    Args:
+        console: to print to.
+        report: what came of the packing.
+        told: warnings that need no second word.
+    """
     manifest = report.manifest
     if manifest is None:
         show(console, "dry run: nothing was written")
@@ -168,7 +175,8 @@ def show_report(console: Console, report: PackReport) -> None:
     if report.num_skipped:
         show(console, f"  bad samples left out: {report.num_skipped:,}, see {report.out / 'skipped.jsonl'}")
     for warning in report.warnings:
-        show(console, f"warning: {warning}")
+        if warning not in told:
+            show(console, f"warning: {warning}")
     if report.status == "packed":
         show(console, f"  {report.seconds:.1f} s, {report.images_per_s:,.0f} img/s")
     show(console, f"next: unetfast train --shards {report.out}")

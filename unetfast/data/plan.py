@@ -89,7 +89,7 @@ def build_plan(scan: SourceScan, root: Path, options: PackOptions) -> PackPlan:
         options: seed, val fraction, shard size.
 
     Raises:
-        UserError: the source holds no samples, or a file vanished since it was listed.
+        UserError: the source holds no samples.
         BadSampleError: two samples of a split have the same key.
     """
     if not scan.samples:
@@ -182,29 +182,30 @@ def check_keys(samples: list[SampleRef]) -> None:
 def hash_listing(samples: list[SampleRef], root: Path) -> tuple[str, str]:
     """Hash the source's files: names and sizes, and the same with modification times; 16 hex digits each.
 
-    Raises:
-        UserError: a file vanished since the folder was listed.
+    A file that is not there (a link into nowhere) counts with size -1; it is a bad sample, and told when it is to be read.
     """
     names, times = xxhash.xxh3_64(), xxhash.xxh3_64()
-    stats: dict[str, os.stat_result] = {}
+    stats: dict[str, tuple[int, int]] = {}
     for ref in sorted(samples, key=lambda ref: (ref.split, ref.name)):
         parts = [ref.split, ref.name, ref.group, ref.source_path]
         for span in (ref.image, ref.mask):
             if span.path not in stats:
                 stats[span.path] = _stat(span.path)
-            parts.append(_describe(span, root, stats[span.path].st_size))
+            parts.append(_describe(span, root, stats[span.path][0]))
         line = "\0".join(parts).encode("utf-8", "surrogateescape") + b"\n"
         names.update(line)
         times.update(line)
-        times.update(repr([stats[span.path].st_mtime_ns for span in (ref.image, ref.mask)]).encode())
+        times.update(repr([stats[span.path][1] for span in (ref.image, ref.mask)]).encode())
     return names.hexdigest(), times.hexdigest()
 
 
-def _stat(path: str) -> os.stat_result:
+def _stat(path: str) -> tuple[int, int]:
+    """Size in bytes and modification time in ns; -1 where there is no such file."""
     try:
-        return Path(path).stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read any more ({error.strerror}); scan the folder again") from None
+        stat = Path(path).stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _describe(span: FileSpan, root: Path, size: int) -> str:
