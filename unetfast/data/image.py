@@ -298,7 +298,7 @@ def _bomb(file: str, found: str, limit: int) -> BadSampleError:
     return BadSampleError(
         file,
         f"has {found}, the limit is {limit} pixels",
-        f"scale it down, raise the limit if the file is to be trusted, {_SKIP}",
+        f"scale it down, its mask too, {_SKIP}",
     )
 
 

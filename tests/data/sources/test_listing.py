@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from unetfast.data.sources.listing import describe_folder, holds_files, is_litter, list_files, list_folder, number_in_name
@@ -64,3 +67,11 @@ def test_describe(tmp_path):
 def test_unreadable(tmp_path):
     with pytest.raises(UserError, match="cannot be listed"):
         list_folder(tmp_path / "gone")
+
+
+def test_pipes_are_no_files(tmp_path: Path) -> None:
+    """Opening one would wait for ever."""
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    (tmp_path / "c.jpg").symlink_to(tmp_path / "nowhere")
+    assert [file.relative for file in list_files(tmp_path)] == ["b.jpg", "c.jpg"]

@@ -75,6 +75,7 @@ def test_same_stem_twice():
     assert pairs == {}
     assert problems["images/a.jpg"] == "has the same name as images/a.png"
     assert problems["images/a.png"] == "has the same name as images/a.jpg"
+    assert problems.keys() == {"images/a.jpg", "images/a.png"}  # their mask is none without an image
 
 
 def test_one_mask_wanted_by_two():

@@ -88,6 +88,8 @@ def _walk(folder: Path, prefix: str, wanted: frozenset[str], deep: bool, seen: s
         if entry.is_dir():
             if deep:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", wanted, deep, seen)
+        elif not (entry.is_file() or entry.is_symlink()):
+            continue  # a pipe or a socket: opening it would wait for ever
         elif not wanted or PurePosixPath(entry.name).suffix.lower() in wanted:
             try:
                 num_bytes = entry.stat().st_size

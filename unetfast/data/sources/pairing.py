@@ -66,7 +66,8 @@ def pair_folders(
         else:
             masks_of_stem[mask.stem].append(mask)
     taken: dict[str, str] = {}  # mask -> image that has it
-    for image in _drop_clashes(images, image_prefix, result):
+    lone, clashing = _part_clashes(images, image_prefix, result)
+    for image in lone:
         found = _find_masks(image, masks_of_stem, tails)
         name = image_prefix + image.relative
         if not found:
@@ -98,6 +99,8 @@ def pair_folders(
         else:
             taken[found[0].relative] = name
             result.pairs.append((image, found[0]))
+    # the mask of images that clash has an image: one problem is told, not two
+    taken |= {mask.relative: image.relative for image in clashing for mask in _find_masks(image, masks_of_stem, tails)}
     for mask in (mask for same in masks_of_stem.values() for mask in same):
         if mask.relative not in taken:
             reason = "is a mask without an image of its name"
@@ -129,16 +132,16 @@ def _without_tail(stem: str, tails: Sequence[str], stems: set[str]) -> str | Non
     return None
 
 
-def _drop_clashes(images: Sequence[FoundFile], prefix: str, result: Pairs) -> list[FoundFile]:
-    """Take out images of one name and different suffixes: they would share one mask and one key."""
+def _part_clashes(images: Sequence[FoundFile], prefix: str, result: Pairs) -> tuple[list[FoundFile], list[FoundFile]]:
+    """Part images from those that have one name and different suffixes, which would share one mask and one key."""
     same: dict[str, list[FoundFile]] = defaultdict(list)
     for image in images:
         same[image.stem].append(image)
-    for files in same.values():
-        for file in files if len(files) > 1 else ():
-            others = ", ".join(prefix + other.relative for other in files if other is not file)
-            result.problems.append(ScanProblem(prefix + file.relative, f"has the same name as {others}", "keep one of them"))
-    return [files[0] for files in same.values() if len(files) == 1]
+    clashing = [file for files in same.values() if len(files) > 1 for file in files]
+    for file in clashing:
+        others = ", ".join(prefix + other.relative for other in same[file.stem] if other is not file)
+        result.problems.append(ScanProblem(prefix + file.relative, f"has the same name as {others}", "keep one of them"))
+    return [files[0] for files in same.values() if len(files) == 1], clashing
 
 
 def _find_masks(image: FoundFile, masks_of_stem: dict[str, list[FoundFile]], tails: Sequence[str]) -> list[FoundFile]:
