@@ -48,7 +48,7 @@ def test_user_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("size", ["160", "160x", "x240", "0x240", "axb", "160x240x3"])
+@pytest.mark.parametrize("size", ["160", "160x", "x240", "0x240", "axb", "160x240x3", "²x3"])
 def test_size_must_be_height_x_width(size: str) -> None:
     with pytest.raises(UserError, match="HEIGHTxWIDTH"):
         cli._parse_size(size)

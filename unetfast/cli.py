@@ -83,7 +83,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, times, width = text.lower().partition("x")
-    if not times or not height.isdigit() or not width.isdigit() or int(height) == 0 or int(width) == 0:
+    if not times or not height.isdecimal() or not width.isdecimal() or int(height) == 0 or int(width) == 0:
         raise UserError(f"--size {text}: write HEIGHTxWIDTH in pixels, such as 160x240")
     return int(height), int(width)
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from unetfast.data.image import DEFAULT_MAX_PIXELS
 from unetfast.data.labels import LabelTable
 from unetfast.data.sources.base import SourceOptions
 from unetfast.errors import UserError
@@ -54,6 +55,8 @@ class PackOptions:
         _check(0 <= self.seed < 1 << 63, f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
         _check(self.max_side is None or self.max_side > 0, f"--max-side {self.max_side}: give pixels, at least 1")
         _check(self.size_hw is None or min(self.size_hw) > 0, f"--size {self.size_hw}: give HEIGHTxWIDTH, at least 1x1")
+        num_pixels = 0 if self.size_hw is None else self.size_hw[0] * self.size_hw[1]
+        _check(num_pixels <= DEFAULT_MAX_PIXELS, f"--size {self.size_hw}: more than {DEFAULT_MAX_PIXELS:,} pixels; give fewer")
         _check(self.size_hw is None or self.max_side is None, "--size and --max-side exclude each other: give one of them")
         finite = math.isfinite(self.shard_mib) and self.shard_mib > 0
         _check(finite, f"--shard-mib {self.shard_mib}: give a positive number of MiB")
