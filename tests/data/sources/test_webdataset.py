@@ -157,3 +157,25 @@ def test_a_tar_made_by_webdataset_itself(tmp_path):
     found = scan(tmp_path, SourceOptions())
     assert [(s.split, s.name) for s in found.samples] == [("train", "s0"), ("train", "s1"), ("train", "s2")]
     np.testing.assert_array_equal(found.read_mask(found.samples[2].mask), ids)
+
+
+@pytest.mark.parametrize("damage", ["no end", "broken header", "two in one"])
+def test_a_tar_that_ends_elsewhere_is_a_problem(tmp_path, damage):
+    """Python's tarfile passes over all three in silence, and with them over the samples behind."""
+    members = [("a.jpg", PHOTO), ("a.mask.png", mask()), ("b.jpg", PHOTO), ("b.mask.png", mask())]
+    path = write_tar(tmp_path / "x.tar", members)
+    assert scan(tmp_path, SourceOptions()).problems == []
+    with tarfile.open(path) as tar:
+        second = tar.getmember("b.jpg").offset
+    data = bytearray(path.read_bytes())
+    if damage == "no end":
+        del data[second:]
+    elif damage == "broken header":
+        data[second + 150] ^= 1
+    else:
+        data += bytes(data)
+    path.write_bytes(data)
+    found = scan(tmp_path, SourceOptions())
+    assert [sample.name for sample in found.samples] == (["a", "b"] if damage == "two in one" else ["a"])
+    assert [problem.file for problem in found.problems] == ["x.tar"]
+    assert "is damaged or cut short behind" in found.problems[0].reason

@@ -28,6 +28,7 @@ LOOKED_FOR = (
 _MASK_WORDS = frozenset({"mask", "masks", "seg", "segmentation", "label", "labels", "gt", "target", "annotation", "semantic"})
 _IMAGE_WORDS = frozenset({"", "image", "img", "input", "rgb"})
 _PHOTOS = frozenset({".jpg", ".jpeg"})
+_END_BYTES = 1 << 16  # behind a tar's last member stand zeros, 1 KiB or more
 _OWN_MEMBERS = ("image.lz4", "mask.lz4")
 
 
@@ -148,6 +149,7 @@ def _read_tar(root: Path, split: str, path: Path, found: _Found) -> None:
                 key, extension = _split_name(info.name)
                 if info.isfile() and key:
                     members.setdefault(key, []).append(_Member(info.name, extension, info.offset_data, info.size))
+            _check_end(path, tar.offset)
     except OSError as error:
         found.problems.append(ScanProblem(relative, f"cannot be read ({error.strerror or error})", "check that it may be read"))
     except tarfile.TarError as error:
@@ -162,6 +164,21 @@ def _read_tar(root: Path, split: str, path: Path, found: _Found) -> None:
                 "pack its source again"
             )
         _build_sample(key, parts, split, path, relative, found)
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Prove that a tar ends where its headers end, which `tarfile` takes for granted: by zeros, and nothing behind them.
+
+    Raises:
+        tarfile.ReadError: it was cut between two members, has a broken header, or is several tars in one file.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(_END_BYTES)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end mark")
+    if any(rest):
+        raise tarfile.ReadError("more bytes, and no header of a member")
 
 
 def _build_sample(key: str, parts: list[_Member], split: str, path: Path, relative: str, found: _Found) -> None:
