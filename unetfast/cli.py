@@ -6,8 +6,10 @@ the user can mend, 130 and 143 stopped by SIGINT and SIGTERM after saving.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,6 +79,17 @@ def _notes() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def _results() -> Console:
+    """A console on stdout. Where its reader goes away, rich would exit with 1, which says that something is wrong."""
+    from rich.console import Console
+
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Results(highlight=False)
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -163,7 +176,7 @@ def inspect(
     """Say what a shard folder holds; verify it; draw a contact sheet."""
     from unetfast.app.inspect import inspect_shards
 
-    report = inspect_shards(shards, verify=verify, sheet=sheet, console=_notes())
+    report = inspect_shards(shards, verify=verify, sheet=sheet, console=_notes(), results=_results())
     if report.problems:
         raise typer.Exit(1)
 
@@ -296,6 +309,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a `UserError` becomes one message on stderr and exit code 2."""
     # read once, when torch is first imported: OpenMP threads that wait must not spin against the loader's threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # what Pillow warns of is either harmless or an error of ours that names the file
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app(arguments)
     except UserError as error:
@@ -305,6 +320,11 @@ def main(arguments: list[str] | None = None) -> None:
         # the reader of our output went away (`unetfast inspect shards/ | head`): not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"error: {error.filename or 'the output'}: {error.strerror}; free some space\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from unetfast.app.inspect import inspect_shards
 from unetfast.data.pack import pack
 from unetfast.data.toy.layouts import write_toy
 from unetfast.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +83,32 @@ def test_sheet_is_a_picture(shards: Path, tmp_path: Path) -> None:
     assert "sheet: " in text
 
 
+def test_a_reader_that_goes_away_is_no_error(shards: Path) -> None:
+    """`unetfast inspect shards/ | head`: exit code 1 would say that the shards are damaged."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "unetfast", "inspect", str(shards)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_results_that_find_no_space(shards: Path) -> None:
+    command = [sys.executable, "-m", "unetfast", "inspect", str(shards)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the output: No space left on device; free some space")
+
+
 def test_errors_name_the_remedy(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.png"):
         run(shards, sheet=tmp_path / "sheet.jpg")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
         run(shards, sheet=tmp_path / "file" / "sheet.png")
+    with pytest.raises(UserError, match="is a file; give the shard folder"):
+        run(shards / "manifest.json")
     with pytest.raises(UserError, match="no such folder"):
         run(tmp_path / "nowhere")

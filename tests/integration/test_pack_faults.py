@@ -71,6 +71,7 @@ def test_a_full_disk(src: Path, small_disk: Path, tmp_path: Path, workers: int) 
         (errno.EACCES, "may not be written"),
         (errno.EROFS, "may not be written"),
         (errno.EIO, "cannot be written"),
+        (errno.ENOTDIR, "cannot be a folder .*choose another --out"),
     ],
 )
 def test_every_write_error_is_told(
@@ -120,6 +121,20 @@ def test_a_folder_that_may_not_be_written(src: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match=r"out.*may not be written \(Permission denied\); choose another --out"):
         pack(src, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_damaged_images_are_told_by_us_alone(tmp_path: Path, workers: str) -> None:
+    """Pillow warns of them on stderr too, with a path in its own source."""
+    write_toy(tmp_path / "src", "folder", num_groups=4, seed=0)
+    for image in sorted((tmp_path / "src").rglob("images/*"))[:2]:
+        image.unlink()
+        image.with_suffix(".tif").write_bytes(b"II*\0" + b"\xff" * 50)
+    command = [sys.executable, "-m", "unetfast", "shard", "--src", str(tmp_path / "src"), "--out", str(tmp_path / "out")]
+    command += ["--workers", workers, "--shard-mib", "0.01", "--on-bad", "skip", "--max-bad", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "bad samples left out: 2" in done.stderr
+    assert "Warning" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["carvana", "clevr", "ade20k", "folder"])

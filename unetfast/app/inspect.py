@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unetfast.data.manifest import Manifest
-from unetfast.data.packreport import build_class_lines, build_split_lines, show
+from unetfast.data.packreport import build_class_lines, build_split_lines, format_classes, show
 from unetfast.data.reader import ShardFolder, open_shards
 from unetfast.data.verify import verify_shards
 from unetfast.errors import UserError
@@ -80,7 +80,7 @@ def describe_shards(shards: ShardFolder) -> list[str]:
     """Describe a shard folder in lines: data set, splits, classes, normalisation, how it was packed."""
     manifest = shards.manifest
     lines = [
-        f"{shards.path}/  {manifest.dataset} ({manifest.layout}), {manifest.num_classes} classes, "
+        f"{shards.path}/  {manifest.dataset} ({manifest.layout}), {format_classes(manifest.num_classes)}, "
         f"masks of {manifest.mask_bits} bit{'s' if manifest.mask_bits > 1 else ''} a pixel, digest {manifest.digest()}",
         f"  split: {'as the source has it' if manifest.split_rule == 'source' else manifest.split_rule}",
     ]

@@ -113,6 +113,8 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: the folder or manifest is missing, is of a newer format, or is not valid.
     """
     path = folder / MANIFEST_NAME
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; give the shard folder, which holds {MANIFEST_NAME}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; `unetfast shard --src DATA --out {folder}` makes one")
     if not path.is_file():

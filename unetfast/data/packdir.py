@@ -55,6 +55,8 @@ def naming_disk_errors(out: Path) -> Iterator[None]:
             what = f"the disk is full ({error.strerror}). What is packed so far is kept: free some space and repeat the command"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what = f"may not be written ({error.strerror}); choose another --out, or change its permissions"
+        elif error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            what = f"cannot be a folder ({error.strerror}); choose another --out"
         else:
             what = f"cannot be written ({error.strerror or error}); what is packed so far is kept: repeat the command to go on"
         raise UserError(f"{where}: {what}") from None

@@ -133,7 +133,7 @@ def show_plan(console: Console, scan: SourceScan, plan: PackPlan) -> None:
     show(
         console,
         f"{scan.dataset} ({scan.layout}): {len(scan.samples):,} pairs{grouped}, {format_bytes(plan.source_bytes)}, "
-        f"{scan.labels.num_classes} classes",
+        + format_classes(scan.labels.num_classes),
     )
     counts = ", ".join(f"{count:,} {split}" for split, count in plan.count_samples().items())
     rule = "the source's own" if plan.split_rule == "source" else plan.split_rule
@@ -237,6 +237,11 @@ def align(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def format_classes(num_classes: int) -> str:
+    """Write a number of classes."""
+    return f"{num_classes} class{'es' if num_classes > 1 else ''}"
 
 
 def format_bytes(num_bytes: int) -> str:

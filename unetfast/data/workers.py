@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -146,6 +147,7 @@ def _serve(pipe: Connection, work: Work[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the command line's own process
     while True:
         task = pipe.recv()
         reporter = _Reporter(pipe)
