@@ -54,13 +54,15 @@ class PackOptions:
         _check(0 <= self.val_fraction <= 1, f"--val-fraction {self.val_fraction}: give a share in [0, 1]")
         _check(0 <= self.seed < 1 << 63, f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
         _check(self.max_side is None or self.max_side > 0, f"--max-side {self.max_side}: give pixels, at least 1")
-        _check(self.size_hw is None or min(self.size_hw) > 0, f"--size {self.size_hw}: give HEIGHTxWIDTH, at least 1x1")
+        size = "" if self.size_hw is None else "x".join(map(str, self.size_hw))
+        _check(self.size_hw is None or min(self.size_hw) > 0, f"--size {size}: give HEIGHTxWIDTH, at least 1x1")
         num_pixels = 0 if self.size_hw is None else self.size_hw[0] * self.size_hw[1]
-        _check(num_pixels <= DEFAULT_MAX_PIXELS, f"--size {self.size_hw}: more than {DEFAULT_MAX_PIXELS:,} pixels; give fewer")
+        _check(num_pixels <= DEFAULT_MAX_PIXELS, f"--size {size}: more than {DEFAULT_MAX_PIXELS:,} pixels; give fewer")
         _check(self.size_hw is None or self.max_side is None, "--size and --max-side exclude each other: give one of them")
         finite = math.isfinite(self.shard_mib) and self.shard_mib > 0
         _check(finite, f"--shard-mib {self.shard_mib}: give a positive number of MiB")
         _check(self.max_bad is None or self.max_bad >= 0, f"--max-bad {self.max_bad}: give a number of samples, 0 or more")
+        _check(self.max_bad is None or self.on_bad == "skip", "--max-bad counts what --on-bad skip leaves out: give both")
         for flag, value, choices in (
             ("--image-codec", self.image_codec, IMAGE_CHOICES),
             ("--mask-codec", self.mask_codec, MASK_CHOICES),
