@@ -293,6 +293,25 @@ def parse_color(text: str) -> tuple[int, int, int] | None:
     return (int(match[1], 16), int(match[2], 16), int(match[3], 16)) if match else None
 
 
+def apply_value_map(labels: LabelTable, value_map: ValueMap) -> LabelTable:
+    """Fit a fixed label table to --map: a value mapped to `ignore` is declared, where the table has no ignored value yet.
+
+    Raises:
+        UserError: --map names a colour, or a class that the table does not have.
+    """
+    for value, class_id in value_map:
+        if isinstance(value, tuple):
+            raise UserError(
+                f"--map {format_value(value)}: the masks of this data set hold numbers; map these, such as --map 255=1"
+            )
+        if class_id is not None and class_id >= labels.num_classes:
+            raise UserError(f"--map {value}={class_id}: the data set has the classes 0..{labels.num_classes - 1}")
+    ignored = [value for value, class_id in value_map if class_id is None]
+    if not ignored or labels.has_ignore:
+        return labels
+    return labels.model_copy(update={"ignore_value": ignored[0]})
+
+
 def check_value(value: int, where: str) -> None:
     """Refuse a value that no mask can hold: tables reach from -32768 to 65535.
 

@@ -140,6 +140,8 @@ def test_full_release_numbers_must_agree_and_be_named(tmp_path):
     found = scan(tmp_path, SourceOptions())
     with pytest.raises(BadSampleError, match="holds the values 5, 77, of which 77"):
         found.read_mask(found.samples[0].mask)
+    mapped = scan(tmp_path, SourceOptions(value_map=((77, 2),)))
+    assert mapped.read_mask(mapped.samples[0].mask).tolist() == [[class_of_name("tree"), 2]]
     write_full(tmp_path, "ADE_train_00000002", [[5]], [(5, "sky")])
     with pytest.raises(UserError, match="calls number 5 'sky', another calls it 'tree': the folder mixes releases"):
         scan(tmp_path, SourceOptions())

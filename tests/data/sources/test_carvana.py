@@ -127,6 +127,10 @@ def test_strange_values_are_refused_and_can_be_mapped(kaggle):
         found.read_mask(found.samples[0].mask)
     mapped = scan(kaggle, SourceOptions(value_map=((7, 1),)))
     assert mapped.read_mask(mapped.samples[0].mask).tolist() == [[0, 1, 1]]
+    assert mapped.labels.mask_bits == 1
+    ignoring = scan(kaggle, SourceOptions(value_map=((7, None),)))
+    assert ignoring.read_mask(ignoring.samples[0].mask).tolist() == [[0, 255, 1]]
+    assert (ignoring.labels.ignore_value, ignoring.labels.mask_bits) == (7, 8)
 
 
 def test_1_beside_255_is_refused(kaggle):

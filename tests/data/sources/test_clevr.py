@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unetfast.data.sample import check_mask
 from unetfast.data.sources.base import SourceOptions
 from unetfast.data.sources.clevr import build_labels, recognize, scan
 from unetfast.errors import BadSampleError, UserError
@@ -169,6 +170,14 @@ def test_labels_of_49_and_above_are_refused_by_video_and_frame(tmp_path):
         found.read_mask(found.samples[2].mask)
     mapped = scan(tmp_path, SourceOptions(value_map=((49, 0),)))
     assert mapped.read_mask(mapped.samples[2].mask).max() == 0
+    ignoring = scan(tmp_path, SourceOptions(value_map=((49, None),)))  # as the error proposes; the packer accepts it
+    mask_HW = ignoring.read_mask(ignoring.samples[2].mask)
+    assert check_mask(mask_HW, ignoring.labels, image_hw=(4, 6), file="mask.npy")[-1] == 1
+    assert ignoring.labels.ignore_value == 49
+    with pytest.raises(UserError, match=r"--map 49=60: the data set has the classes 0\.\.48"):
+        scan(tmp_path, SourceOptions(value_map=((49, 60),)))
+    with pytest.raises(UserError, match="--map #ff0000: the masks of this data set hold numbers"):
+        scan(tmp_path, SourceOptions(value_map=(((255, 0, 0), 1),)))
 
 
 def test_other_folders_are_not_clevr(tmp_path):

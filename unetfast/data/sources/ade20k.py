@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from unetfast.data.labels import ClassInfo, LabelTable
-from unetfast.data.masks import ValueMap, decode_mask_values, look_up_values
+from unetfast.data.masks import ValueMap, apply_value_map, decode_mask_values, look_up_values
 from unetfast.data.sample import FileSpan, SampleRef
 from unetfast.data.sources.ade20k_classes import CLASSES
 from unetfast.data.sources.base import MaskReader, ScanProblem, SourceOptions, SourceScan
@@ -85,7 +85,7 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
     layout = recognize(root)
     if not layout:
         raise UserError(f"{root}: not an ADE20K folder; looked for {LOOKED_FOR}")
-    labels = build_labels()
+    labels = apply_value_map(build_labels(), options.value_map)
     samples: list[SampleRef] = []
     problems: list[ScanProblem] = []
     notes: list[tuple[str, int]] = []
@@ -100,7 +100,8 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
     reader: MaskReader
     if layout == "full release":
         samples, numbers = _read_numbers(samples, problems, notes)
-        reader = FullMaskReader(labels, tuple(numbers.items()))
+        mapped = {value: class_id for value, class_id in options.value_map if not isinstance(value, tuple)}
+        reader = FullMaskReader(labels, tuple((numbers | mapped).items()))
     else:
         reader = BenchmarkMaskReader(labels, options.value_map)
         if (root / "images" / "testing").is_dir():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from unetfast.data.labels import ClassInfo, LabelTable
-from unetfast.data.masks import MaskValues, ValueMap, decode_mask_values, look_up_values
+from unetfast.data.masks import MaskValues, ValueMap, apply_value_map, decode_mask_values, look_up_values
 from unetfast.data.sample import FileSpan, SampleRef
 from unetfast.data.sources.base import ScanProblem, SourceOptions, SourceScan
 from unetfast.data.sources.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, FoundFile, list_files
@@ -77,7 +77,7 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
                 notes.append((f"images of {extra}/ left out", len(list_files(root / extra, IMAGE_SUFFIXES, deep=False))))
     if not samples and not problems:
         raise UserError(f"{root}: no Carvana image in it; looked for {LOOKED_FOR}")
-    labels = _build_labels(samples)
+    labels = apply_value_map(_build_labels(samples), options.value_map)
     samples.sort(key=lambda sample: (sample.split, sample.name))
     return SourceScan("carvana", layout, labels, samples, CarvanaMaskReader(labels, options.value_map), problems, notes)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unetfast.data.labels import ClassInfo, LabelTable
-from unetfast.data.masks import ValueMap, look_up_values
+from unetfast.data.masks import ValueMap, apply_value_map, look_up_values
 from unetfast.data.npy import NpyHeader, frame_span, read_npy_header
 from unetfast.data.sample import FileSpan, SampleRef
 from unetfast.data.sources.base import ScanProblem, SourceOptions, SourceScan
@@ -90,7 +90,7 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
     layout = recognize(root)
     if not layout:
         raise UserError(f"{root}: no CLEVR videos with masks in it; looked for {LOOKED_FOR}")
-    labels = build_labels()
+    labels = apply_value_map(build_labels(), options.value_map)
     samples: list[SampleRef] = []
     problems: list[ScanProblem] = []
     num_unlabelled = 0
