@@ -47,6 +47,20 @@ def test_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "━" in out.getvalue()
 
 
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_live_line_is_whole_at_any_usual_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    row = ROW | {"epoch": 29, "step": 12_345, "gpu_memory_gib": 12.3, "images_per_s": 2480.0, "data_wait_pct": 10.6}
+    with Display(console, num_epochs=30, num_steps=23_456) as display:
+        display.show_row(row)
+    live = out.getvalue()
+    assert "…" not in live
+    for part in ("29/30", "12,345/23,456", "2,480 img/s", "10.6 %", "12.3 GiB", " left"):
+        assert part in live
+
+
 def test_no_color_means_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     out = io.StringIO()

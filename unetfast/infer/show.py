@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -24,12 +25,12 @@ class RateColumn(ProgressColumn):
 
 @contextmanager
 def build_bar(title: str, total: int, console: Console | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with rate and time left; only on a terminal, nothing in a log or without a console.
+    """Show a bar with rate and time left; only on a terminal, nothing in a log, with NO_COLOR or without a console.
 
     Yields:
         A function that takes the number of images done so far.
     """
-    if console is None or not console.is_terminal:
+    if console is None or not console.is_terminal or os.environ.get("NO_COLOR"):
         yield lambda done: None  # noqa: ARG005  # nobody looks
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 10.0  # of a plain log; a live bar is always up to date
+WIDE_TERMINAL = 120  # columns from which the live line is written out
 SECONDS_BETWEEN_HISTORIES = 10.0  # a figure takes some tenths of a second, a small epoch less
 
 
@@ -45,7 +46,8 @@ class Display:
         self._drew_s = self._began_s
         self._progress: Progress | None = None
         if console.is_terminal and not os.environ.get("NO_COLOR"):
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+            bar = BarColumn(bar_width=20 if console.width >= WIDE_TERMINAL else 8)
+            columns = (TextColumn("{task.description}"), bar, TextColumn("{task.fields[status]}"))
             self._progress = Progress(*columns, console=console, transient=True)
             self._task = self._progress.add_task("epoch", total=num_steps, completed=first_step, status="starting")
 
@@ -69,9 +71,11 @@ class Display:
 
     def show_row(self, row: dict[str, Any]) -> None:
         """Show a row of kind "train"."""
-        status = self._describe(row)
-        epoch = f"epoch {row['epoch']}/{self._num_epochs}"
+        parts = self._describe(row)
+        epoch, status = f"epoch {row['epoch']}/{self._num_epochs}", "  ".join(parts)
         if self._progress is not None:
+            if self._console.width < WIDE_TERMINAL:  # 80 columns hold what matters most, and a short bar where it fits
+                epoch, status = epoch.removeprefix("epoch "), " ".join(parts).replace("step ", "").replace("data-wait", "wait")
             self._progress.update(self._task, description=epoch, status=status)
         elif self._said_s is None or self._now() - self._said_s >= SECONDS_BETWEEN_LINES:
             self._said_s = self._now()
@@ -84,7 +88,7 @@ class Display:
             self._drew_s = self._now()
         return due
 
-    def _describe(self, row: dict[str, Any]) -> str:
+    def _describe(self, row: dict[str, Any]) -> list[str]:
         step = row["step"]
         num_done = max(1, step - self.first_step)
         left_s = (self._now() - self._began_s) / num_done * max(0, self._num_steps - step)
@@ -93,7 +97,7 @@ class Display:
         parts.append(f"data-wait {row['data_wait_pct']:.1f} %")
         if "gpu_memory_gib" in row:
             parts.append(f"{row['gpu_memory_gib']:.1f} GiB")
-        return "  ".join([*parts, f"{format_duration(left_s)} left"])
+        return [*parts, f"{format_duration(left_s)} left"]
 
 
 def format_rate(per_s: float) -> str:
