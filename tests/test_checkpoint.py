@@ -106,6 +106,11 @@ def test_file_cut_short_is_refused(saved: Path, share: float) -> None:
         load_checkpoint(saved)
 
 
+def test_run_folder_in_place_of_its_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a folder, not a checkpoint; give .*best\.pt"):
+        load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(("content", "said"), [(b"", "the file is empty"), (b"GIF89a", "it begins with b'GIF8'")])
 def test_other_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "best.pt").write_bytes(content)

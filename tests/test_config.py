@@ -116,6 +116,8 @@ def test_an_unknown_key_like_no_other_lists_those_of_its_section() -> None:
         ("checkpoint.name", "a/b.pt", "plain file name"),
         ("checkpoint.name", "best.pt", "plain file name"),
         ("checkpoint.name", "metrics.jsonl", "plain file name"),
+        ("checkpoint.name", "saved_images", "plain file name"),
+        ("checkpoint.name", "predictions_epoch_{epoch}.png", "plain file name"),
         ("checkpoint.name", "", "plain file name"),
         ("loader", 3, "is a section"),
     ],

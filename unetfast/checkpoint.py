@@ -190,6 +190,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_tree(path: Path) -> Any:
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a checkpoint; give {path / 'best.pt'} or another .pt file of a run")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; `unetfast train` writes best.pt and last.pt into its run folder")
     try:

@@ -23,7 +23,12 @@ SizeHW = Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)
 
 
 # names in a run folder that a kept checkpoint must not take
-_RUN_FILES = frozenset({".", "..", "last.pt", "best.pt", "config.toml", "metrics.jsonl", "training_history.png", "tensorboard"})
+_RUN_FILES = frozenset(
+    {
+        *(".", "..", "last.pt", "best.pt", "config.toml", "metrics.jsonl", "tensorboard", "saved_images"),
+        *("training_history.png", "predictions_initial.png", "predictions_epoch_final.png", "predictions_epoch_1.png"),
+    }
+)
 # what other programs call a key
 _OTHER_NAMES = {
     "lr": "optimizer.learning_rate",
