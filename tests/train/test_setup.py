@@ -75,6 +75,11 @@ def test_resume_takes_the_runs_own_config(toy_shards: Path, tmp_path: Path, ear:
     assert "the run's own" in ear.heard
 
 
+def test_a_bad_setting_is_not_blamed_on_the_preset_alone(toy_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"preset clevr, changed by train\.epochs=2\.5: not a valid config"):
+        resolve_run(toy_shards, preset="clevr", overrides=["train.epochs=2.5"], out=tmp_path / "mine")
+
+
 def test_contradictions_are_refused(toy_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give one of them"):
         resolve_run(toy_shards, config=tmp_path / "a.toml", preset="clevr")

@@ -88,10 +88,10 @@ def resolve_run(
         tree, where = read_config_tree(out / CONFIG_NAME), f"{out / CONFIG_NAME}, the run's own"
     else:
         tree, where = _read_default_preset(manifest, overrides)
+    where += f", changed by {', '.join(overrides)}" if overrides else ""
     resolved = build_config(apply_overrides(tree, overrides), where=where)
     if console is not None:
-        changed = f", changed by {', '.join(overrides)}" if overrides else ""
-        console.print(f"config  {where}{changed}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"config  {where}", markup=False, highlight=False, soft_wrap=True)
     return ResolvedRun(resolved, out or next_free_folder(Path("runs"), manifest.dataset))
 
 
