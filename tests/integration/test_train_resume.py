@@ -106,6 +106,14 @@ def test_more_epochs_go_on_from_the_end(shards: Path, straight: Path, tmp_path: 
     toy_run.assert_equal_trees(one, other, "weights")
 
 
+def test_a_stretched_cosine_says_that_the_rate_goes_up(shards: Path, tmp_path: Path) -> None:
+    cosine = {"name": "cosine", "warmup_steps": 0}
+    run_here(shards, tmp_path / "run", make_tree(train={"epochs": 2}, schedule=cosine))
+    out = io.StringIO()
+    run_here(shards, tmp_path / "run", make_tree(schedule=cosine), resume=True, console=Console(file=out, width=300))
+    assert "note: cosine over 10 steps rather than 5: the learning rate goes on at" in out.getvalue()
+
+
 def test_run_stopped_before_its_first_checkpoint_begins_anew(shards: Path, straight: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".config.toml.tmp-99").write_text("half")

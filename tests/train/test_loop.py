@@ -130,6 +130,7 @@ def test_it_says_what_it_understood(toy_shards: Path, tmp_path: Path, make_confi
         "best so far",
     ):
         assert part in ear.heard
+    assert f"next: unetfast predict --checkpoint {tmp_path / 'run' / 'best.pt'} IMAGE_OR_FOLDER" in ear.heard
 
 
 def test_used_folder_is_refused(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:

@@ -9,6 +9,7 @@ Axis legend: N batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from unetfast.train.pictures import draw_history, draw_initial_predictions, draw
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run
 from unetfast.train.runfolder import check_run_folder
-from unetfast.train.schedule import is_better
+from unetfast.train.schedule import is_better, learning_rate_factor, num_total_steps
 from unetfast.train.setup import build_run, describe_run
 from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
 from unetfast.train.validate import collect_first_panels, validate
@@ -104,6 +105,7 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
         notes += [
             f"resume  {folder.last}: step {run.step:,}, {run.epoch} epochs finished",
             *(f"        {line}" for line in changed),
+            *note_rate_jump(run, checkpoint),
         ]
     elif resume:
         notes.append(f"resume  {folder.path}: the run was stopped before its first checkpoint; starting at step 0")
@@ -116,6 +118,22 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
     folder.prepare()
     folder.write_config(config)
     return notes
+
+
+def note_rate_jump(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """Say where another number of epochs or steps bends the schedule: a cosine that is stretched goes up again."""
+    former_steps = num_total_steps(checkpoint.config, run.loader.num_samples)
+    factors = [
+        learning_rate_factor(run.config.schedule, run.step, total_steps=steps, plateau_factor=run.plateau.factor)
+        for steps in (former_steps, run.total_steps)
+    ]
+    if run.step >= run.total_steps or math.isclose(*factors, rel_tol=1e-9, abs_tol=1e-12):
+        return []
+    before, now = (run.config.optimizer.learning_rate * factor for factor in factors)
+    return [
+        f"note: {run.config.schedule.name} over {run.total_steps:,} steps rather than {former_steps:,}: "
+        f"the learning rate goes on at {now:.3g}, not at {before:.3g}"
+    ]
 
 
 def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> TrainResult:
@@ -172,7 +190,7 @@ def train_step(run: Run, batch: Batch) -> None:
         loss = run.loss(logits_NKHW, mask_NHW) / num_parts
         run.scaler.scale(loss).backward()
         confusion_KK = confusion_matrix(
-            logits_NKHW.detach().argmax(dim=1),
+            logits_NKHW.detach().max(dim=1).indices,  # argmax gives the same, and is slower on a CPU
             mask_NHW,
             num_classes=run.labels.num_classes,
             ignore_index=run.labels.ignore_index,
@@ -316,6 +334,8 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
         display.say(f"best    {best['metric']} {best['value']:.4f} in epoch {best['epoch']} -> {folder.best}")
     elif run.val_reader is not None and not stopped:
         display.say(f"warning: no validation pass gave a number for {run.config.checkpoint.best_metric}: there is no best.pt")
+    if stopped != "signal" and folder.best.exists():
+        display.say(f"next: unetfast predict --checkpoint {folder.best} IMAGE_OR_FOLDER --out pred/ --overlay")
     exit_code = stop.exit_code if stopped == "signal" else 0
     return TrainResult(folder.path, run.step, run.epoch, run.metrics, run.best, stopped, exit_code)
 
@@ -323,7 +343,8 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
 def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> None:
     """Validate a run that `train.max_steps` stopped inside an epoch, so that it too has scores, pictures and a best.pt.
 
-    last.pt was written before: a resume with more steps computes what a run without the stop would have.
+    last.pt was written before: a resume with more steps computes what a run without the stop would have, but for a cosine,
+    which ends at the last step of all.
     """
     display.say(f"stopped at step {run.step:,} by train.max_steps; to go on: --resume --set train.max_steps=0")
     if log.rows and log.rows[-1]["kind"] == "val" and log.rows[-1]["step"] == run.step:
