@@ -274,4 +274,5 @@ def _print_summary(report: PredictReport, job: _Job, console: Console) -> None:
     lines = f"{job.out}  {report.num_done:,} masks ({kinds[job.mask_format.kind]}, the source's values){replaced}"
     console.print(", ".join([lines, *extras]), markup=False, soft_wrap=True)
     if report.failures:
-        console.print(f"{len(report.failures)} images failed, see above", style="red")
+        images = "1 image" if len(report.failures) == 1 else f"{len(report.failures):,} images"
+        console.print(f"{images} failed, see above", style="red")
