@@ -382,7 +382,7 @@ def test_out_that_is_a_file(scan: SourceScan, src: Path, tmp_path: Path) -> None
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file; choose a folder"):
         pack_scan(scan, src, tmp_path / "file", workers=1)
-    with pytest.raises(UserError, match="cannot be a folder .*choose another --out"):
+    with pytest.raises(UserError, match=r"cannot be a folder .*choose another --out"):
         pack_scan(scan, src, tmp_path / "file" / "below", workers=1)
 
 
