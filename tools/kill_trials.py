@@ -4,8 +4,9 @@
     python tools/kill_trials.py train --shards shards/ --trials 20 --seed 0 --set train.max_steps=12 ...
 
 The instants are drawn uniformly from the whole duration of the undisturbed run (start-up included), by the seed. A trial is
-one kill of the whole process group and one restart to the end; a run that ends before its instant is no trial, and is counted. The last line is one JSON object; the exit code is 1 when any
-trial ended with other bytes (shards) or other weights (training).
+one kill of the whole process group and one restart to the end; a run that ends before its instant is no trial, and is
+counted. The last line is one JSON object; the exit code is 1 when any trial ended with other bytes (shards) or other weights
+(training).
 """
 
 from __future__ import annotations
