@@ -8,8 +8,10 @@ checkpoint, the old one or the new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -29,6 +31,7 @@ FORMAT = "unetfast checkpoint"
 FORMAT_VERSION = 1
 BATCH_NORM_COUNTS = ("running_mean", "running_var", "num_batches_tracked")
 TEMPORARY_MARK = ".tmp-"  # in the name of a file that is being written: `.last.pt.tmp-<pid>`
+FULL_DISK_BYTES = 2**20  # less free space than this is a full disk
 
 # What may differ between a run and its continuation: where and how fast it runs, how long, and what it tells. All else
 # decides which numbers are computed, and must be equal.
@@ -142,14 +145,26 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.replace(path)
         _fsync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch's writer turns a full disk into a RuntimeError
+        reason = _say_reason(error, path.parent)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be written ({reason}); free space or take another --out") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _say_reason(error: BaseException, folder: Path) -> str:
+    """Say in the system's words why a write failed; torch's writer hides a full disk behind a RuntimeError of its own."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+            return os.strerror(errno.ENOSPC)
+    return str(error).splitlines()[0]
 
 
 def _fsync_folder(folder: Path) -> None:

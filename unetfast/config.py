@@ -214,7 +214,7 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(3, gt=0)
-    max_steps: int = Field(0, ge=0)  # stop after this many optimizer steps; 0: no limit
+    max_steps: int = Field(0, ge=0)  # stop after this many optimizer steps, where a cosine ends too; 0: no limit
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the device is fast at it

@@ -70,6 +70,9 @@ class ToySplit:
     def key(self, sample: int) -> str:
         return f"sample_{sample}"
 
+    def read_json(self, sample: int) -> dict[str, Any]:
+        return {"source_path": f"images/sample {sample}.jpg"} if sample else {}
+
     def decode_mask(self, sample: int) -> np.ndarray:
         mask_HW = self.stored[sample].copy()
         mask_HW.flags.writeable = False
@@ -239,6 +242,7 @@ def test_panels_are_the_first_samples_and_outlive_their_batches(size: str) -> No
     split.stored = list(split.mask_NHW)
     panels = run(split, size=size, collect_panels=5).panels
     assert [panel.title for panel in panels] == [f"sample_{place}" for place in range(5)]
+    assert [panel.caption for panel in panels[:2]] == ["sample_0", "images/sample 1.jpg"]
     pred_NHW = logits_of(split).argmax(dim=1).numpy()
     for place, panel in enumerate(panels):
         np.testing.assert_array_equal(panel.image_HWC, split.image_NHWC[place])
@@ -259,6 +263,7 @@ def test_json_has_its_keys_and_null_for_what_is_undefined() -> None:
     assert {"loss", "mean_iou", "mean_dice", "pixel_accuracy", "num_images", "classes", "warnings"} <= tree.keys()
     assert [sorted(entry) for entry in tree["classes"]] == [["dice", "iou", "name", "pixels"]] * 4
     assert tree["num_images"] == 7
+    assert tree["loss_size"] == "training"
     assert "one confusion matrix" in tree["convention"]
     assert any("without a single true pixel" in text for text in tree["warnings"])
 

@@ -97,6 +97,17 @@ def test_the_table_names_classes_means_and_convention(shards: Path, checkpoint: 
     for part in ("background", "car", "IoU", "Dice", "pixels", "mean", "split train", "one confusion matrix"):
         assert part in text
     assert f"{evaluation.metrics.mean_iou:.4f}" in text
+    assert "at training size 32x48; --size source scores at the stored size" in text
+    assert "null" not in text
+
+
+def test_the_table_at_source_size_says_where_the_loss_was_taken(shards: Path, checkpoint: Path) -> None:
+    out, notes = io.StringIO(), io.StringIO()
+    console = Console(file=notes, width=200)
+    evaluation = evaluate_checkpoint(shards, checkpoint, size="source", device="cpu", threads=1, stdout=out, console=console)
+    assert "6 images at their stored size" in out.getvalue()
+    assert f"loss at training size {evaluation.loss:.4f}" in out.getvalue()
+    assert "best.pt: step 10, 2 classes" in notes.getvalue()
 
 
 def test_absent_classes_are_counted_and_have_no_row(tmp_path: Path, save_tiny_model: SaveModel) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
-from unetfast.infer.show import build_bar
+from unetfast.infer.show import build_bar, print_scores
+from unetfast.model.metrics import compute_metrics
 
 
 @pytest.mark.parametrize(("no_color", "is_terminal", "shown"), [("", True, True), ("1", True, False), ("", False, False)])
@@ -20,3 +22,13 @@ def test_a_bar_is_for_terminals_that_want_one(
         advance_to(4)
     assert ("4/4" in out.getvalue()) == shown
     assert bool(out.getvalue()) == shown
+
+
+def test_classes_without_a_true_pixel_stand_last() -> None:
+    confusion_KK = torch.tensor([[0, 0, 0], [2, 6, 0], [0, 0, 4]])  # "fog" is predicted but never true
+    metrics = compute_metrics(confusion_KK, ["fog", "road", "car"])
+    out = io.StringIO()
+    print_scores(metrics, loss=0.5, title="a run", warnings=[], out=out)
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert [row[0] for row in rows[2:5]] == ["road", "car", "fog"]
+    assert rows[4] == ["fog", "0.0000", "0.0000", "no", "true", "pixel"]

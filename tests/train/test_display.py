@@ -82,11 +82,31 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_scores_of_two_classes_lead_with_the_second() -> None:
+def test_scores_of_two_classes_name_the_second_too() -> None:
     scores = {"mean_dice": 0.5, "mean_iou": 0.4, "pixel_accuracy": None, "loss": 0.25}
     assert format_scores(scores, ["a", "b", "c"]) == "mDice 0.5000  mIoU 0.4000  accuracy -  loss 0.2500"
     classes = [{"dice": 0.9}, {"dice": 0.98712}]
-    assert format_scores(scores | {"classes": classes}, ["background", "car"]).startswith("Dice 0.9871 (car)  mIoU")
+    assert format_scores(scores | {"classes": classes}, ["background", "car"]).startswith(
+        "mDice 0.5000  Dice 0.9871 (car)  mIoU"
+    )
+
+
+def test_a_kind_of_warning_is_said_once() -> None:
+    out = io.StringIO()
+    with Display(Console(file=out, width=200), num_epochs=1, num_steps=1) as display:
+        for warning in (
+            "only predicted: 3; each counts as 0",
+            "only predicted: 5; each counts as 0",
+            "4 images: few",
+            "no loss",
+        ):
+            display.warn_once(warning)
+            display.warn_once(warning)
+    assert out.getvalue().splitlines() == [
+        "warning: only predicted: 3; each counts as 0",
+        "warning: 4 images: few",
+        "warning: no loss",
+    ]
 
 
 def test_history_is_drawn_now_and_then() -> None:

@@ -121,13 +121,17 @@ def test_it_says_what_it_understood(toy_shards: Path, tmp_path: Path, make_confi
     train(toy_shards, make_config(), tmp_path / "run", console=ear.console)
     for part in (
         "(carvana, 12 train / 3 val, 2 classes)",
-        "32x48, batch 4",
+        "32x48 (stored 40x60; loader.size_hw), batch 4",
         "U-Net 4..16",
         "2 epochs, 6 steps, adam 0.003",
         "epoch 1/2  step 2/6",
         "img/s",
-        "val     epoch 2/2: Dice",
+        "warning: 3 validation images: their scores are no measure",
+        "val     step 6 (epoch 2/2): mDice",
+        "(car)",
         "best so far",
+        "best    mDice 0.",
+        " at step ",
     ):
         assert part in ear.heard
     assert f"next: unetfast predict --checkpoint {tmp_path / 'run' / 'best.pt'} IMAGE_OR_FOLDER" in ear.heard
@@ -166,9 +170,10 @@ def test_without_train_split_it_refuses(pack_toy: Callable[[float], Path], tmp_p
         train(pack_toy(1.0), make_config(), tmp_path / "run")
 
 
-def test_split_smaller_than_a_batch(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+def test_split_smaller_than_a_batch(toy_shards: Path, tmp_path: Path, make_config: MakeConfig, ear: Any) -> None:
     config = make_config(loader={"batch_size": 30}, train={"epochs": 5}, log={"every_steps": 1})
-    result = train(toy_shards, config, tmp_path / "run")
+    result = train(toy_shards, config, tmp_path / "run", console=ear.console)
+    assert "warning: batch 30 is larger than the 12 training samples: a step spans 2.5 epochs" in ear.heard
     assert (result.steps, result.epochs) == (2, 5)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [(row["kind"], row["step"], row["epoch"]) for row in rows] == [
@@ -186,6 +191,8 @@ def test_max_steps_stops_inside_an_epoch_with_scores(
 ) -> None:
     result = train(toy_shards, make_config(train={"max_steps": 4}), tmp_path / "run", console=ear.console)
     assert (result.steps, result.epochs, result.stopped, result.exit_code) == (4, 1, "max_steps", 0)
+    assert ": 4 steps (train.max_steps), adam" in ear.heard
+    assert "val     step 4 (epoch 2/2): mDice" in ear.heard
     assert "stopped at step 4 by train.max_steps" in ear.heard
     assert (tmp_path / "run" / "best.pt").exists()
     assert (tmp_path / "run" / "predictions_epoch_final.png").exists()

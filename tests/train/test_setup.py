@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from unetfast import config as config_module
-from unetfast.data.manifest import Manifest, read_manifest
+from unetfast.data.manifest import INDEX_DTYPE, Manifest, read_manifest
 from unetfast.errors import UserError
-from unetfast.train.setup import preset_for, resolve_run
+from unetfast.train.setup import describe_sizes, preset_for, resolve_run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -46,6 +47,14 @@ def manifest_of(shards: Path, dataset: str, num_classes: int) -> Manifest:
 )
 def test_preset_of_a_data_set(toy_shards: Path, dataset: str, num_classes: int, device: torch.device, preset: str) -> None:
     assert preset_for(manifest_of(toy_shards, dataset, num_classes), device) == preset
+
+
+def test_stored_sizes_are_told_as_a_range() -> None:
+    rows = np.zeros(3, INDEX_DTYPE)
+    rows["height"], rows["width"] = 512, 640
+    assert describe_sizes(rows) == "512x640"
+    rows["height"][1], rows["width"][2] = 480, 800
+    assert describe_sizes(rows) == "480x640 to 512x800"
 
 
 def test_default_is_the_data_sets_preset_and_the_next_folder(toy_shards: Path, tmp_path: Path, ear: Any) -> None:

@@ -49,7 +49,7 @@ class Evaluation:
             pixel, or where the model's numbers are not finite.
         metrics: from one confusion matrix over the split.
         num_images: images that were scored.
-        size: "training" or "source", the size at which pixels were counted.
+        size: "training" or "source", the size at which pixels were counted; the loss is taken at training size in any case.
         panels: pictures of the first samples, at training size.
         confusion_KK: counts in pixels, int64, true classes in rows, on the host.
         notes: what the reader of the numbers should know beyond the traps of `metrics.warnings()`.
@@ -72,6 +72,7 @@ class Evaluation:
         metrics = self.metrics
         return {
             "loss": self.loss,
+            "loss_size": "training",
             "mean_iou": metrics.mean_iou,
             "mean_dice": metrics.mean_dice,
             "pixel_accuracy": metrics.pixel_accuracy,
@@ -136,7 +137,7 @@ def evaluate(
     confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     weight_sum = torch.zeros((), dtype=torch.float64, device=device)
-    panels: list[tuple[Tensor, Tensor, Tensor, str]] = []
+    panels: list[tuple[Tensor, Tensor, Tensor, str, str]] = []
     num_images = 0
     with _eval_mode(model), torch.no_grad():
         for batch in loader:
@@ -160,7 +161,8 @@ def evaluate(
             for place in range(wanted):
                 # a batch is valid until the next one is asked for: clone what is kept
                 parts = (image_NCHW[place].clone(), mask_NHW[place].clone(), pred_NHW[place].clone())
-                panels.append((*parts, reader.key(int(batch.sample_ids[place]))))
+                sample_id = int(batch.sample_ids[place])
+                panels.append((*parts, reader.key(sample_id), _caption(reader, sample_id)))
             num_images += num
             if on_batch is not None:
                 on_batch(num_images)
@@ -234,8 +236,12 @@ def _divide(total: float, weight: float) -> float | None:
     return total / weight if weight > 0 else None
 
 
-def _panel(image_CHW: Tensor, mask_HW: Tensor, pred_HW: Tensor, title: str) -> Panel:
-    return Panel(image_CHW.permute(1, 2, 0).cpu().numpy(), mask_HW.cpu().numpy(), pred_HW.cpu().numpy(), title)
+def _panel(image_CHW: Tensor, mask_HW: Tensor, pred_HW: Tensor, title: str, caption: str) -> Panel:
+    return Panel(image_CHW.permute(1, 2, 0).cpu().numpy(), mask_HW.cpu().numpy(), pred_HW.cpu().numpy(), title, caption)
+
+
+def _caption(reader: SplitReader, sample_id: int) -> str:
+    return str(reader.read_json(sample_id).get("source_path") or reader.key(sample_id))
 
 
 def evaluate_checkpoint(
@@ -308,6 +314,19 @@ def evaluate_checkpoint(
     if json:
         out.write(json_module.dumps({**evaluation.to_json(), "split": split}, allow_nan=False) + "\n")
     else:
-        title = f"{checkpoint} on {shards}, split {split}: {evaluation.num_images:,} images at {evaluation.size} size"
-        print_scores(evaluation.metrics, loss=evaluation.loss, title=title, warnings=evaluation.warnings, out=out)
+        title = f"{checkpoint} on {shards}, split {split}: {evaluation.num_images:,} images at "
+        if evaluation.size == "source":
+            title, loss_word = title + "their stored size", "loss at training size"
+        else:
+            height, width = config.loader.size_hw
+            title += f"training size {height}x{width}; --size source scores at the stored size"
+            loss_word = "loss"
+        print_scores(
+            evaluation.metrics,
+            loss=evaluation.loss,
+            loss_word=loss_word,
+            title=title,
+            warnings=evaluation.warnings,
+            out=out,
+        )
     return evaluation

@@ -64,7 +64,7 @@ def load_model(checkpoint: Path, *, device: str = "auto", console: Console | Non
     if console is not None:
         height, width = loaded.config.loader.size_hw
         console.print(
-            f"model   {checkpoint}: epoch {loaded.epoch}, {loaded.labels.num_classes} classes, {height}x{width}, "
+            f"model   {checkpoint}: step {loaded.step:,}, {loaded.labels.num_classes} classes, {height}x{width}, "
             f"on {where}, {'float32' if amp.name == 'off' else amp.name} ({amp.reason})",
             markup=False,
             soft_wrap=True,

@@ -12,7 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from unetfast.model.metrics import CONVENTION, SegmentationMetrics
+from unetfast.model.metrics import SegmentationMetrics
+
+# `unetfast.model.metrics.CONVENTION` for readers of a table
+CONVENTION_IN_WORDS = (
+    "from one confusion matrix over all labelled pixels; the means leave out classes that are neither there nor predicted; "
+    "a class that is predicted without a true pixel counts as 0"
+)
 
 
 class RateColumn(ProgressColumn):
@@ -39,19 +45,27 @@ def build_bar(title: str, total: int, console: Console | None) -> Iterator[Calla
         yield lambda done: progress.update(task, completed=done)
 
 
-def print_scores(metrics: SegmentationMetrics, *, loss: float | None, title: str, warnings: list[str], out: TextIO) -> None:
+def print_scores(
+    metrics: SegmentationMetrics,
+    *,
+    loss: float | None,
+    title: str,
+    warnings: list[str],
+    out: TextIO,
+    loss_word: str = "loss",
+) -> None:
     """Print a table of IoU, Dice and pixels by class, the means, and what they mean.
 
-    Absent classes have no row; they are counted.
+    Classes that are predicted without a true pixel stand last. Absent classes have no row; they are counted.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("class", no_wrap=True)
     for name in ("IoU", "Dice", "pixels"):
         table.add_column(name, justify="right", no_wrap=True)
-    for entry in metrics.classes:
-        if entry.iou is not None:
-            share = f"{100 * entry.pixels / max(metrics.num_pixels, 1):.2f} %"
-            table.add_row(Text(entry.name), _number(entry.iou), _number(entry.dice), share)
+    shown = [entry for entry in metrics.classes if entry.iou is not None]
+    for entry in sorted(shown, key=lambda entry: entry.pixels == 0):
+        share = f"{100 * entry.pixels / max(metrics.num_pixels, 1):.2f} %" if entry.pixels else "no true pixel"
+        table.add_row(Text(entry.name), _number(entry.iou), _number(entry.dice), share)
     table.add_section()
     table.add_row("mean", _number(metrics.mean_iou), _number(metrics.mean_dice), f"{metrics.num_pixels:,}", style="bold")
     # wide enough for any line: a file or pipe has no width
@@ -59,8 +73,8 @@ def print_scores(metrics: SegmentationMetrics, *, loss: float | None, title: str
     console.print(title, markup=False)
     console.print(table)
     absent = f", {metrics.num_absent} of {len(metrics.classes)} classes absent" if metrics.num_absent else ""
-    console.print(f"pixel accuracy {_number(metrics.pixel_accuracy)}, loss {_number(loss)}{absent}", markup=False)
-    console.print(f"({CONVENTION})", style="dim", markup=False)
+    console.print(f"pixel accuracy {_number(metrics.pixel_accuracy)}, {loss_word} {_number(loss)}{absent}", markup=False)
+    console.print(f"({CONVENTION_IN_WORDS})", style="dim", markup=False)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 

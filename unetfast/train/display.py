@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 10.0  # of a plain log; a live bar is always up to date
 WIDE_TERMINAL = 120  # columns from which the live line is written out
+METRIC_WORDS = {"mean_dice": "mDice", "mean_iou": "mIoU", "pixel_accuracy": "accuracy", "val_loss": "loss"}
 SECONDS_BETWEEN_HISTORIES = 10.0  # a figure takes some tenths of a second, a small epoch less
 
 
@@ -44,6 +46,7 @@ class Display:
         self._began_s = now()
         self._said_s: float | None = None
         self._drew_s = self._began_s
+        self._warned: set[str] = set()
         self._progress: Progress | None = None
         if console.is_terminal and not os.environ.get("NO_COLOR"):
             bar = BarColumn(bar_width=20 if console.width >= WIDE_TERMINAL else 8)
@@ -63,6 +66,13 @@ class Display:
     def say(self, line: str, *, style: str = "") -> None:
         """Print one line for good."""
         self._console.print(line, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+    def warn_once(self, warning: str) -> None:
+        """Print a warning, unless one of its kind stands there: the same words before the colon, whatever the numbers."""
+        kind = re.sub(r"\d+", "#", warning.partition(":")[0])
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self.say(f"warning: {warning}", style="yellow")
 
     def count_step(self, step: int) -> None:
         """Move the bar; cheap, and does not wait for the GPU."""
@@ -112,15 +122,13 @@ def format_duration(seconds: float) -> str:
 
 
 def format_scores(row: dict[str, Any], class_names: list[str]) -> str:
-    """Write the headline of a row of kind "val" or "epoch": with two classes the Dice of the second stands first."""
+    """Write the headline of a row of kind "val" or "epoch": with two classes the Dice of the second one too."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
-    parts = []
+    parts = [f"mDice {number(row['mean_dice'])}"]
     if len(class_names) == 2 and "classes" in row:
         parts.append(f"Dice {number(row['classes'][1]['dice'])} ({class_names[1]})")
-    else:
-        parts.append(f"mDice {number(row['mean_dice'])}")
     parts += [f"mIoU {number(row['mean_iou'])}", f"accuracy {number(row['pixel_accuracy'])}", f"loss {number(row['loss'])}"]
     return "  ".join(parts)

@@ -22,7 +22,7 @@ from unetfast.config import Config
 from unetfast.device import resolve_device
 from unetfast.loader.batch import Batch
 from unetfast.model.metrics import compute_metrics, confusion_matrix
-from unetfast.train.display import Display, format_scores
+from unetfast.train.display import METRIC_WORDS, Display, format_scores
 from unetfast.train.log import MetricsLog
 from unetfast.train.meter import StepClock
 from unetfast.train.optimizer import set_learning_rate, split_batch, update_weights
@@ -31,7 +31,7 @@ from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run
 from unetfast.train.runfolder import check_run_folder
 from unetfast.train.schedule import is_better, learning_rate_factor, num_total_steps
-from unetfast.train.setup import build_run, describe_run
+from unetfast.train.setup import build_run, describe_run, warn_of_small_splits
 from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
 from unetfast.train.validate import collect_first_panels, validate
 
@@ -92,6 +92,8 @@ def train(shards: Path, config: Config, out: Path, *, resume: bool = False, cons
             ):
                 for line in [*describe_run(run, shards), *notes]:
                     display.say(line)
+                for warning in warn_of_small_splits(run):
+                    display.warn_once(warning)
                 return run_steps(run, log, display, stop)
 
 
@@ -251,7 +253,7 @@ def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
 
     improved = False
     if evaluation is not None:
-        improved = take_validation(run, log, display, evaluation.to_json())
+        improved = take_validation(run, log, display, evaluation.to_json(), epoch=run.epoch)
     if num_panels:
         panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
         draw_predictions(run, panels, is_last=is_last or is_stopping(run))
@@ -279,8 +281,19 @@ def num_panels_due(run: Run, epoch: int) -> int:
     return config.num_panels if is_due(config.panels_every_epochs, run.epoch, epoch) else 0
 
 
-def take_validation(run: Run, log: MetricsLog, display: Display, scores: dict[str, Any]) -> bool:
-    """Take a validation pass into log, schedule and best-so-far; returns whether it is the best."""
+def take_validation(run: Run, log: MetricsLog, display: Display, scores: dict[str, Any], *, epoch: int) -> bool:
+    """Take a validation pass into log, schedule and best-so-far.
+
+    Args:
+        run: whose weights were scored.
+        log: gets a row.
+        display: gets a line.
+        scores: `Evaluation.to_json`.
+        epoch: number, from 1, of the epoch that the weights come from, for the line; it need not be finished.
+
+    Returns:
+        Whether it is the best so far.
+    """
     config = run.config
     log.add({"kind": "val", "step": run.step, "epoch": run.epoch, **scores})
     by_name = scores | {"val_loss": scores["loss"]}
@@ -293,9 +306,10 @@ def take_validation(run: Run, log: MetricsLog, display: Display, scores: dict[st
         run.best = {"metric": metric, "value": by_name[metric], "epoch": run.epoch, "step": run.step}
     mark = f"   best so far -> {run.folder.best}" if improved else ""
     headline = format_scores(scores, run.labels.names)
-    display.say(f"val     epoch {run.epoch}/{config.train.epochs}: {headline}   {scores['num_images']:,} images{mark}")
+    where = f"step {run.step:,} (epoch {epoch}/{config.train.epochs})"
+    display.say(f"val     {where}: {headline}   {scores['num_images']:,} images{mark}")
     for warning in scores["warnings"]:
-        display.say(f"warning: {warning}", style="yellow")
+        display.warn_once(warning)
     return improved
 
 
@@ -331,7 +345,7 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
         draw_history(run, log.rows)
     if run.best:
         best = run.best
-        display.say(f"best    {best['metric']} {best['value']:.4f} in epoch {best['epoch']} -> {folder.best}")
+        display.say(f"best    {METRIC_WORDS[best['metric']]} {best['value']:.4f} at step {best['step']:,} -> {folder.best}")
     elif run.val_reader is not None and not stopped:
         display.say(f"warning: no validation pass gave a number for {run.config.checkpoint.best_metric}: there is no best.pt")
     if stopped != "signal" and folder.best.exists():
@@ -357,6 +371,6 @@ def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
         evaluation = validate(run, stop, collect_panels=num_panels)
     except StoppedError:
         return
-    if take_validation(run, log, display, evaluation.to_json()):
+    if take_validation(run, log, display, evaluation.to_json(), epoch=run.epoch_in_work):
         save_checkpoint(run.folder.best, run.capture(len(log.rows)))
     draw_predictions(run, evaluation.panels, is_last=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -34,6 +35,8 @@ from unetfast.train.optimizer import build_optimizer
 from unetfast.train.run import Run
 from unetfast.train.runfolder import CONFIG_NAME, RunFolder, next_free_folder
 from unetfast.train.schedule import Plateau, num_total_steps
+
+FEW_VAL_SAMPLES = 10  # below this, a score says little about other images
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +188,41 @@ def describe_run(run: Run, shards: Path) -> list[str]:
     widths = f"{config.model.base_channels}..{config.model.base_channels * 2**config.model.depth}"
     reason = choose_backend(config.loader, run.device).reason
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
+    stored = describe_sizes(run.train_reader.rows)
+    length = f"{config.train.epochs} epochs, {run.total_steps:,} steps"
+    if run.total_steps == config.train.max_steps:
+        length = f"{run.total_steps:,} steps (train.max_steps)"
     return [
         f"data    {shards} ({manifest.dataset}, {counts}, {manifest.num_classes} classes)",
-        f"loader  {run.loader.backend} ({reason}), {height}x{width}, batch {config.loader.batch_size}{accumulation}",
+        f"loader  {run.loader.backend} ({reason}), {height}x{width} (stored {stored}; loader.size_hw), "
+        f"batch {config.loader.batch_size}{accumulation}",
         f"model   U-Net {widths}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
         f"{number_format} ({run.amp.reason})",
-        f"run     {run.folder.path}: {config.train.epochs} epochs, {run.total_steps:,} steps, {config.optimizer.name} "
+        f"run     {run.folder.path}: {length}, {config.optimizer.name} "
         f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}",
     ]
+
+
+def describe_sizes(rows: np.ndarray) -> str:
+    """Write the range of stored sizes, height x width, from index rows (INDEX_DTYPE): one size where all are equal."""
+    low, high = (f"{pick(rows['height'])}x{pick(rows['width'])}" for pick in (np.min, np.max))
+    return low if low == high else f"{low} to {high}"
+
+
+def warn_of_small_splits(run: Run) -> list[str]:
+    """List what a very small data set does to a run; empty for any other."""
+    warnings = []
+    num_train, batch_size = run.loader.num_samples, run.config.loader.batch_size
+    if batch_size > num_train:
+        warnings.append(
+            f"batch {batch_size} is larger than the {num_train} training sample{'s' * (num_train != 1)}: "
+            f"a step spans {batch_size / num_train:.3g} epochs"
+        )
+    if run.val_reader is not None and run.val_reader.num_samples < FEW_VAL_SAMPLES:
+        num_val = run.val_reader.num_samples
+        one = num_val == 1
+        warnings.append(f"{num_val} validation image{'' if one else 's'}: {'its' if one else 'their'} scores are no measure")
+    return warnings
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -86,7 +86,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Row]) -> None:
 def _draw_rate(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title("learning rate")
     axes.set_ylabel("learning rate")
-    _plot(axes, rows, "train", "learning_rate", "", TRAIN | {"drawstyle": "steps-mid"})
+    _plot(axes, rows, "train", "learning_rate", "", TRAIN | {"marker": ".", "markersize": 5.0})
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.set_ylim(bottom=0)
 

@@ -25,13 +25,15 @@ class Panel:
         image_HWC: RGB, uint8, (H, W, 3).
         mask_HW: true class ids in [0, K) or the ignore index, (H, W).
         pred_HW: predicted class ids in [0, K), (H, W).
-        title: the sample's name, written above its row; may be empty.
+        title: the sample's name, fit for a file name; may be empty.
+        caption: written above the row; empty takes the title.
     """
 
     image_HWC: np.ndarray
     mask_HW: np.ndarray
     pred_HW: np.ndarray
     title: str = ""
+    caption: str = ""
 
 
 def draw_panels(panels: Sequence[Panel], palette_K3: np.ndarray, class_names: Sequence[str], ignore_index: int) -> Image.Image:
@@ -100,8 +102,8 @@ def _draw_row(panel: Panel, palette_K3: np.ndarray, ignore_index: int, *, first:
     def write(text: str, left: int, middle: float, room: int) -> None:
         pen.text((left, middle), fit_text(text, font, room), fill=INK, font=font, anchor="lm")
 
-    if panel.title:
-        write(panel.title, gap, top - line / 2, 3 * width + 2 * gap)
+    if caption := panel.caption or panel.title:
+        write(caption, gap, top - line / 2, 3 * width + 2 * gap)
     write(share, gap + 3 * (width + gap), top - line / 2, width)
     for place, (tile, title) in enumerate(zip(tiles, TITLES, strict=True)):
         left = gap + place * (width + gap)
