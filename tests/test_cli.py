@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,65 @@ def test_help_imports_nothing_heavy() -> None:
     code += "heavy = {'torch', 'cv2', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_names_what_options_take(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        texts[command] = capsys.readouterr().out
+    assert "runs/DATASET-NUMBER" in texts["train"]
+    assert "KEY=VALUE" in texts["train"]
+    assert "VALUE=CLASS" in texts["shard"]
+    assert "HEIGHTxWIDTH" in texts["shard"]
+    for text in texts.values():
+        options = "\n".join(line for line in text.splitlines() if "--" in line)
+        assert not re.search(r"<(list|int|float|path|str)\b", options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "hint"),
+    [
+        (["frobnicate"], "frobnicate", "unetfast --help"),
+        (["--frobnicate"], "--frobnicate", "unetfast --help"),
+        (["train", "--shards", "a", "--frobnicate"], "--frobnicate", "unetfast train --help"),
+        (["train"], "--shards", "unetfast train --help"),
+        (["shard", "--src", "a", "--workers", "many"], "--workers", "unetfast shard --help"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], named: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert named in captured.err
+    assert f"`{hint}`" in captured.err
+
+
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "predict" in captured.out + captured.err
+    assert "error:" not in captured.err
+
+
+def test_missing_paths_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    checkpoint = str(tmp_path / "nowhere.pt")
+    for arguments in (
+        ["predict", "--checkpoint", checkpoint, str(tmp_path / "nowhere.jpg"), "--out", str(tmp_path / "out")],
+        ["train", "--shards", str(tmp_path / "nowhere")],
+    ):
+        code = f"import sys\nfrom unetfast import cli\ntry: cli.main({arguments!r})\nexcept SystemExit as stop: "
+        code += "sys.exit(99 if 'torch' in sys.modules else stop.code)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "nowhere" in done.stderr
 
 
 def test_version() -> None:

@@ -12,7 +12,7 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -103,31 +103,41 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 
 @app.command(epilog="Example: `unetfast shard --src Data/ --out shards/`")
 def shard(
-    src: Annotated[Path, typer.Option(help="Folder of the data set, as it was downloaded.")],
-    out: Annotated[Path, typer.Option(help="Shard folder to write.")] = Path("shards"),
+    src: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the data set, as it was downloaded.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder to write.")] = Path("shards"),
     dataset: Annotated[Dataset, typer.Option(help="Layout of --src; auto detects it.")] = Dataset.auto,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: all cores.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes; 0: all cores.")] = 0,
     val_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share held back for validation where the source has no splits; by group.")
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Share held back for validation where the source has no splits; by group."
+        ),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the order inside the shards.")] = 0,
-    max_side: Annotated[int | None, typer.Option(min=1, help="Shrink images whose longer side exceeds this, pixels.")] = None,
-    size: Annotated[str | None, typer.Option(help="Resize every image to HEIGHTxWIDTH, such as 160x240.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split and of the order inside the shards.")] = 0,
+    max_side: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Shrink images whose longer side exceeds this, pixels.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Resize every image, such as 160x240.")] = None,
     image_codec: Annotated[
         ImageCodec, typer.Option(help="auto: JPEG files as they are, all others lossless raw RGB in LZ4.")
     ] = ImageCodec.auto,
     mask_codec: Annotated[MaskCodec, typer.Option(help="png: for programs that read no LZ4.")] = MaskCodec.lz4,
-    shard_mib: Annotated[float | None, typer.Option(min=0.01, help="Size of a tar file to aim at, MiB.")] = None,
+    shard_mib: Annotated[float | None, typer.Option(min=0.01, metavar="MIB", help="Size of a tar file to aim at, MiB.")] = None,
     exif: Annotated[Exif, typer.Option(help="What to do with a rotated image (EXIF orientation).")] = Exif.error,
     on_bad: Annotated[OnBad, typer.Option(help="skip: leave bad samples out and list them in skipped.jsonl.")] = OnBad.error,
-    max_bad: Annotated[int | None, typer.Option(min=0, help="With --on-bad skip: stop above this many.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="File with a class name (and colour) a line; folder layout.")] = None,
-    ignore: Annotated[int | None, typer.Option(help="Mask value of pixels that have no class; folder layout.")] = None,
+    max_bad: Annotated[int | None, typer.Option(min=0, metavar="N", help="With --on-bad skip: stop above this many.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="File with a class name (and colour) a line; folder layout.")
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(metavar="VALUE", help="Mask value of pixels that have no class; folder layout.")
+    ] = None,
     map_: Annotated[
-        list[str] | None, typer.Option("--map", help="Mask value to class id: 255=1, #ff0000=2, 7=ignore; repeatable.")
+        list[str] | None,
+        typer.Option("--map", metavar="VALUE=CLASS", help="Mask value to class id: 255=1, #ff0000=2, 7=ignore; repeatable."),
     ] = None,
     mask_suffix: Annotated[
-        str | None, typer.Option(help="What a mask's name adds to its image's, such as _mask; folder layout.")
+        str | None, typer.Option(metavar="TEXT", help="What a mask's name adds to its image's, such as _mask; folder layout.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a shard folder that holds something else.")] = False,
@@ -169,9 +179,11 @@ def shard(
 
 @app.command(epilog="Example: `unetfast inspect shards/ --verify --sheet sheet.png`")
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="Shard folder.")],
+    shards: Annotated[Path, typer.Argument(metavar="FOLDER", help="Shard folder.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read and decode everything, test every checksum.")] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet with masks and legend to this PNG.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write a contact sheet with masks and legend to this PNG.")
+    ] = None,
 ) -> None:
     """Say what a shard folder holds; verify it; draw a contact sheet."""
     from unetfast.app.inspect import inspect_shards
@@ -183,16 +195,27 @@ def inspect(
 
 @app.command(epilog="Example: `unetfast train --shards shards/ --set train.epochs=10 --out runs/mine`")
 def train(
-    shards: Annotated[Path, typer.Option(help="Shard folder.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file; keys that it leaves out keep their defaults.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A shipped config; default: that of the shards' data set.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, such as optimizer.learning_rate=1e-3; repeatable.")
+    shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="TOML file; keys that it leaves out keep their defaults.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<data set>-<next number>.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A shipped config; default: that of the shards' data set.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as optimizer.learning_rate=1e-3; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; default: runs/DATASET-NUMBER.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the run folder --out.")] = False,
 ) -> None:
     """Train a U-Net on a shard folder."""
+    from unetfast.config import apply_overrides, read_config_tree
+    from unetfast.data.manifest import read_manifest
+
+    # what can be refused without torch, whose import takes seconds, is refused first
+    read_manifest(shards)
+    apply_overrides({} if config is None else read_config_tree(config), set_ or [])
     from unetfast.train.loop import train as run_training
     from unetfast.train.setup import resolve_run
 
@@ -205,15 +228,15 @@ def train(
 
 @app.command("eval", epilog="Example: `unetfast eval --shards shards/ --checkpoint runs/mine/best.pt --json`")
 def evaluate(
-    shards: Annotated[Path, typer.Option(help="Shard folder.")],
-    checkpoint: Annotated[Path, typer.Option(help="best.pt or last.pt of a run.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
+    checkpoint: Annotated[Path, typer.Option(metavar="PATH", help="best.pt or last.pt of a run.")],
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
     size: Annotated[
         EvalSize | None, typer.Option(help="Score at training size or at the stored size; default: as trained.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a batch; default: as trained.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Loader threads; 0: all cores.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images a batch; default: as trained.")] = None,
+    threads: Annotated[int, typer.Option(min=0, metavar="N", help="Loader threads; 0: all cores.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
@@ -234,17 +257,20 @@ def evaluate(
 
 @app.command(epilog="Example: `unetfast predict --checkpoint runs/mine/best.pt photos/ --out pred/ --overlay`")
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="IMAGE_OR_FOLDER...")],
-    checkpoint: Annotated[Path, typer.Option(help="best.pt or last.pt of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder to write masks into.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="IMAGE_OR_FOLDER")],
+    checkpoint: Annotated[Path, typer.Option(metavar="PATH", help="best.pt or last.pt of a run.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write masks into.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also a picture of the mask over the image, with legend.")] = False,
     probs: Annotated[bool, typer.Option("--probs", help="Also the probability of every class, .npy.")] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also one black-and-white mask a class.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images a batch.")] = 8,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
     exif: Annotated[Exif, typer.Option(help="What to do with a rotated image (EXIF orientation).")] = Exif.apply,
 ) -> None:
     """Predict masks of images of any size, in the source's own values and colours."""
+    from unetfast.infer.inputs import list_images
+
+    list_images(inputs, out)  # a path that is not there is said before torch is imported
     from unetfast.infer.predict import predict as run_prediction
 
     report = run_prediction(
@@ -266,7 +292,7 @@ def predict(
 @app.command(epilog="Example: `unetfast demo --dataset clevr`")
 def demo(
     dataset: Annotated[ToyDataset, typer.Option(help="Which layout to imitate.")] = ToyDataset.carvana,
-    out: Annotated[Path, typer.Option(help="Folder of the demo; made afresh each time.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the demo; made afresh each time.")] = Path("runs/demo"),
 ) -> None:
     """Do the whole job on toy data: shard, inspect, train, eval, predict."""
     from unetfast.app.demo import run_demo
@@ -305,6 +331,21 @@ def _root(
     pass
 
 
+# what typer raises for an unknown command or option; it has no public name there, as typer brings its own copy of click
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    message = " ".join(error.format_message().split())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else ""
+        hint = " ".join(("unetfast", *command.split(), "--help"))
+        sys.stderr.write(f"error: {message.rstrip('.')}; see `{hint}`\n")
+    sys.exit(2)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a `UserError` becomes one message on stderr and exit code 2."""
     # read once, when torch is first imported: OpenMP threads that wait must not spin against the loader's threads
@@ -312,7 +353,10 @@ def main(arguments: list[str] | None = None) -> None:
     # what Pillow warns of is either harmless or an error of ours that names the file
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        app(arguments)
+        # the exit code of a command that raised Exit (or of --help), else what the command returned: nothing
+        sys.exit(app(arguments, standalone_mode=False))
+    except _UsageError as error:
+        _refuse_usage(error)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -325,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"error: {error.filename or 'the output'}: {error.strerror}; free some space\n")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("stopped\n")
         sys.exit(130)
 
