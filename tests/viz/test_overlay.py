@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unetfast.viz.overlay import border_of, draw_overlay, overlay
-from unetfast.viz.palette import IGNORED, classes_in, colorize, fit_text, load_font
+from unetfast.viz.palette import ACCENTS, IGNORED, classes_in, colorize, fit_text, load_font, visible_palette
 
 PALETTE = np.array([(0, 0, 0), (200, 0, 0), (0, 100, 250)], dtype=np.uint8)
 NAMES = ["background", "red thing", "blue thing"]
@@ -50,6 +50,24 @@ def test_overlay_tints_the_inside_and_paints_the_border() -> None:
     np.testing.assert_array_equal(result[5, 10], PALETTE[1])
     np.testing.assert_array_equal(result[4, 10], [0, 0, 0], "the outline on the black class's side")
     np.testing.assert_array_equal(result[3, 10], [100, 100, 100])
+
+
+def test_a_white_class_is_tinted_in_the_accent_in_picture_and_legend() -> None:
+    palette = np.array([(0, 0, 0), (255, 255, 255)], dtype=np.uint8)
+    image_HWC = np.full((60, 240, 3), 200, dtype=np.uint8)
+    mask_HW = np.zeros((60, 240), dtype=np.uint8)
+    mask_HW[10:50, 10:50] = 1
+    page = np.asarray(draw_overlay(image_HWC, mask_HW, palette, ["background", "car"], 255))
+    np.testing.assert_array_equal(page[10, 30], ACCENTS[0])
+    assert (page[60:] == ACCENTS[0]).all(axis=2).any()
+    np.testing.assert_array_equal(palette[1], [255, 255, 255], "the caller's palette stays")
+
+
+def test_visible_colors_stay_apart_and_others_stay() -> None:
+    palette = np.array([(0, 0, 0), (255, 255, 255), (255, 82, 0), (240, 240, 250), (120, 120, 120)], dtype=np.uint8)
+    shown = visible_palette(palette)
+    np.testing.assert_array_equal(shown[[0, 2, 4]], palette[[0, 2, 4]])
+    np.testing.assert_array_equal(shown[[1, 3]], ACCENTS[1:3], "the first accent is too like class 2")
 
 
 def test_border_stands_on_both_sides() -> None:

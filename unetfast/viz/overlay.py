@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from unetfast.viz.legend import draw_legend, font_size_for, min_legend_width
-from unetfast.viz.palette import IGNORED, PAPER, classes_in, colorize
+from unetfast.viz.palette import IGNORED, PAPER, classes_in, colorize, visible_palette
 
 
 def overlay(
@@ -17,8 +17,8 @@ def overlay(
     """Tint an image by class and draw the borders between classes in full colour.
 
     A class whose display colour is black (the usual background) is left unpainted, so the image stays readable there; so
-    are ignored pixels. Each side of a border has its own class's colour, also black: a white class on a white wall still has
-    an outline.
+    are ignored pixels. A colour near white, which would look like light, is replaced as `visible_palette` says. Each side of
+    a border has its own class's colour, also black.
 
     Args:
         image_HWC: RGB, uint8, (H, W, 3).
@@ -35,7 +35,7 @@ def overlay(
     """
     if image_HWC.shape[:2] != mask_HW.shape:
         raise ValueError(f"image is {image_HWC.shape}, mask is {mask_HW.shape}")
-    color_HWC = colorize(mask_HW, palette_K3, ignore_index)
+    color_HWC = colorize(mask_HW, visible_palette(palette_K3), ignore_index)
     border_HW = border_of(mask_HW)
     painted_HW = (color_HWC.any(axis=2) | border_HW) & (mask_HW != ignore_index)
     share_HW = np.where(border_HW, np.uint8(255), np.uint8(round(255 * alpha))) * painted_HW
@@ -78,7 +78,7 @@ def draw_overlay(
         alpha: share of the class colour in a tinted pixel, 0..1.
     """
     picture = Image.fromarray(overlay(image_HWC, mask_HW, palette_K3, ignore_index, alpha=alpha))
-    return add_legend(picture, [mask_HW], palette_K3, class_names, ignore_index)
+    return add_legend(picture, [mask_HW], visible_palette(palette_K3), class_names, ignore_index)
 
 
 def add_legend(

@@ -13,6 +13,26 @@ INK = (24, 24, 27)
 IGNORED = (150, 150, 160)  # pixels of `ignore_index`
 WRONG = (255, 196, 0)  # wrong pixels of an error picture; bright also when printed in grey
 
+# for classes of overlays whose own colour is near white and would look like light; the first that no other class resembles
+ACCENTS = ((255, 80, 0), (255, 0, 160), (0, 190, 255), (120, 230, 0), (255, 215, 0), (150, 60, 255))
+_NEAR_WHITE = 230  # every channel at least this
+_ALIKE = 60  # sum of the channels' differences, below which two colours are hard to tell apart
+
+
+def visible_palette(palette_K3: np.ndarray) -> np.ndarray:
+    """Copy a palette for overlays: a colour near white becomes one of `ACCENTS`; all others stay, black too.
+
+    Args:
+        palette_K3: uint8, (K, 3).
+    """
+    shown_K3 = palette_K3.astype(np.int64)
+    near_white = (palette_K3 >= _NEAR_WHITE).all(axis=1)
+    for class_id in np.flatnonzero(near_white):
+        apart = [int(np.abs(shown_K3 - accent).sum(axis=1).min()) for accent in ACCENTS]
+        best = next((place for place, distance in enumerate(apart) if distance >= _ALIKE), int(np.argmax(apart)))
+        shown_K3[class_id] = ACCENTS[best]
+    return shown_K3.astype(np.uint8)
+
 
 def colorize(mask_HW: np.ndarray, palette_K3: np.ndarray, ignore_index: int) -> np.ndarray:
     """Paint class ids in their display colours.

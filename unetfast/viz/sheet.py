@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from unetfast.viz.overlay import add_legend, overlay
-from unetfast.viz.palette import INK, PAPER, fit_text, load_font
+from unetfast.viz.palette import INK, PAPER, fit_text, load_font, visible_palette
 
 _GAP_PX = 8
 _FONT_PX = 13
@@ -68,7 +68,7 @@ def draw_sheet(
         for place, tile in enumerate(row):
             sheet.paste(tile, (_GAP_PX + place * (tile.width + _GAP_PX), top))
         top += max(tile.height for tile in row) + _GAP_PX
-    return add_legend(sheet, [tile.mask_HW for tile in tiles], palette_K3, class_names, ignore_index)
+    return add_legend(sheet, [tile.mask_HW for tile in tiles], visible_palette(palette_K3), class_names, ignore_index)
 
 
 def _draw_tile(tile: SheetTile, palette_K3: np.ndarray, ignore_index: int, width_px: int) -> Image.Image:
