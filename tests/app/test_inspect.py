@@ -47,7 +47,7 @@ def test_summary_names_splits_classes_and_normalisation(shards: Path) -> None:
         "240 px",
         "mean 0.",
         "background",
-        "image_codec auto",
+        "packed with",
     ):
         assert part in text
     lines = text.splitlines()

@@ -177,7 +177,15 @@ def test_only_bad_images_leave_nothing(tmp_path: Path, save_tiny_model: SaveMode
 def test_a_second_run_replaces_its_files_and_says_so(tmp_path: Path, save_tiny_model: SaveModel) -> None:
     checkpoint, image = save_tiny_model(), save_image(tmp_path / "a.jpg")
     predict(checkpoint, [image], tmp_path / "out", device="cpu")
-    assert predict(checkpoint, [image], tmp_path / "out", device="cpu").num_replaced == 1
+    console = Console(file=io.StringIO(), width=200)
+    again = predict(checkpoint, [image], tmp_path / "out", overlay=True, probs=True, device="cpu", console=console)
+    assert again.num_replaced == 1
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 mask was there already, and replaced" in said
+    assert "NAME.png: palette PNG in the source's values" in said
+    assert "NAME_overlay.jpg" in said
+    assert "NAME_probs.npy: probabilities, float16, classes x height x width" in said
+    assert "NAME_classes" not in said
 
 
 def test_no_image_is_replaced_by_a_result(tmp_path: Path, save_tiny_model: SaveModel) -> None:

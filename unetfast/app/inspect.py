@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unetfast.data.manifest import Manifest
+from unetfast.data.options import PackOptions
 from unetfast.data.packreport import build_class_lines, build_split_lines, format_classes, show
 from unetfast.data.reader import ShardFolder, open_shards
+from unetfast.data.sources.base import SourceOptions
 from unetfast.data.verify import verify_shards
 from unetfast.errors import UserError
 from unetfast.viz.sheet import SheetTile, draw_sheet
@@ -89,7 +91,7 @@ def describe_shards(shards: ShardFolder) -> list[str]:
         mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (split.mean, split.std))
         lines.append(f"  {name}: mean {mean}, std {std} (R G B, of values in 0..1)")
     lines += [f"  {line}" for line in build_class_lines(manifest)]
-    lines.append("  packed with " + ", ".join(f"{key} {_tell(value)}" for key, value in manifest.options.items()))
+    lines.append(f"  packed with {_describe_options(manifest)}")
     return lines
 
 
@@ -134,6 +136,15 @@ def _verify(shards: ShardFolder, console: Console) -> list[str]:
     with Progress(console=console) as progress:
         task = progress.add_task("verifying", total=total)
         return verify_shards(shards.path, report=lambda count: progress.advance(task, count))
+
+
+def _describe_options(manifest: Manifest) -> str:
+    """List the options of packing that are not the defaults."""
+    defaults = PackOptions().to_tree(SourceOptions())
+    changed = [
+        f"{key} {_tell(value)}" for key, value in manifest.options.items() if key not in defaults or value != defaults[key]
+    ]
+    return ", ".join(changed) or "the default options"
 
 
 def _tell(value: object) -> str:

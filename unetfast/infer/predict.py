@@ -261,18 +261,25 @@ def _good_ones(
 
 
 def _print_summary(report: PredictReport, job: _Job, console: Console) -> None:
+    """Say what was written: one line a kind of file, NAME standing for an image's name."""
     kinds = {
-        "palette": "PNG with palette",
-        "rgb": "RGB PNG",
-        "png16": "16-bit PNG",
-        "npy": ".npy, int32",
+        "palette": "palette PNG in the source's values",
+        "rgb": "RGB PNG in the source's colours",
+        "png16": "16-bit PNG in the source's values",
+        "npy": "int32 in the source's values, height x width",
     }
-    extras = [
-        name for name, wanted in (("overlays", job.overlay), ("probs", job.probs), ("masks by class", job.per_class)) if wanted
-    ]
-    replaced = f"; {report.num_replaced} of a former run replaced" if report.num_replaced else ""
-    lines = f"{job.out}  {report.num_done:,} masks ({kinds[job.mask_format.kind]}, the source's values){replaced}"
-    console.print(", ".join([lines, *extras]), markup=False, soft_wrap=True)
+    images = "1 image" if report.num_done == 1 else f"{report.num_done:,} images"
+    lines = [f"{job.out}/  {images} done"]
+    if report.num_done:
+        lines.append(f"  NAME{job.mask_format.suffix}: {kinds[job.mask_format.kind]}")
+        lines += ["  NAME_overlay.jpg: the mask over the image, with a legend"] * job.overlay
+        lines += ["  NAME_probs.npy: probabilities, float16, classes x height x width"] * job.probs
+        lines += ["  NAME_classes/ID_CLASS.png: 0 and 255, for each class that occurs"] * job.per_class
+    if report.num_replaced:
+        files = "1 mask was" if report.num_replaced == 1 else f"{report.num_replaced:,} masks were"
+        lines.append(f"  {files} there already, and replaced")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
     if report.failures:
         images = "1 image" if len(report.failures) == 1 else f"{len(report.failures):,} images"
         console.print(f"{images} failed, see above", style="red")
