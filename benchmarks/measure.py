@@ -70,15 +70,14 @@ def describe_environment() -> dict[str, object]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    here = Path(__file__).parent
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
         "processor": read_processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "packages": found,
-        "git_revision": revision,
+        "git_revision": revision.stdout.strip(),
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
