@@ -69,7 +69,9 @@ def test_truth_and_prediction_are_drawn_in_the_palette() -> None:
 def test_all_ignored_is_no_division_by_zero() -> None:
     panel = make_panel(160, 240)
     panel.mask_HW[:] = 255
-    draw_panels([panel], palette_of(2), ["background", "car"], 255)
+    page = np.asarray(draw_panels([panel], palette_of(2), ["background", "car"], 255))
+    error_tile = page[80:180, 5 + 3 * (240 + 5) : 5 + 3 * (240 + 5) + 230]
+    assert not (error_tile == np.array(WRONG)).all(axis=-1).any()
 
 
 def test_messages() -> None:
