@@ -64,6 +64,14 @@ class LoaderConfig(Section):
     checksum: bool = True  # test every member's xxh3 before it is decoded
 
 
+class DaliConfig(Section):
+    """How the DALI backend decodes; no setting changes what is decoded."""
+
+    hw_decoder_load: float = Field(0.65, ge=0, le=1)  # share of a batch's JPEGs for the GPU's JPEG unit; DALI's own default
+    region_decode: Literal["auto", "always", "never"] = "auto"  # decode only the region of a JPEG that its crop needs
+    inflate: Literal["host", "gpu"] = "host"  # where LZ4 members are inflated
+
+
 class OrderConfig(Section):
     """How the shuffling sampler permutes an epoch."""
 
@@ -266,6 +274,7 @@ class Config(Section):
     """A whole training run."""
 
     loader: LoaderConfig = LoaderConfig()
+    dali: DaliConfig = DaliConfig()
     order: OrderConfig = OrderConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()

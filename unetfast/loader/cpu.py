@@ -8,12 +8,8 @@ Axis letters: N batch, H height, W width, C channels.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -22,7 +18,7 @@ import torch
 from unetfast.config import LoaderConfig
 from unetfast.data.reader import SplitReader
 from unetfast.data.sample import IMAGE_CODECS
-from unetfast.errors import CorruptShardError, UserError
+from unetfast.errors import CorruptShardError
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
 from unetfast.loader.pixels import (
@@ -35,6 +31,7 @@ from unetfast.loader.pixels import (
     transform_color,
     warp_image,
 )
+from unetfast.loader.prefetch import Job, PrefetchLoader
 from unetfast.loader.stream import BatchPlan, SampleStream
 
 
@@ -63,14 +60,10 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class _Job:
-    """A batch in the making."""
+class _Job(Job):
+    """A batch in the making, in its memory."""
 
-    plan: BatchPlan
-    slot: _Slot
-    rows: Iterator[int]  # the next row that nobody works on yet; itertools.count's step is atomic
-    futures: list[Future[None]] = field(default_factory=list)
-    bad: dict[int, CorruptShardError] = field(default_factory=dict)  # by row
+    slot: _Slot = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +74,13 @@ class _Work:
     config: LoaderConfig
     ignore_index: int
 
-    def run(self, job: _Job) -> None:
-        """Load rows of a batch until none is left."""
+    def begin(self, job: _Job) -> None:
+        """Wait until the last copy to a GPU has read the job's memory."""
         job.slot.wait_until_free()
-        sample_ids = job.plan.places.sample_ids
-        while (row := next(job.rows)) < len(sample_ids):
-            try:
-                self._load(int(sample_ids[row]), job.plan.augmentation, row, job.slot)
-            except CorruptShardError as error:
-                job.bad[row] = error
+
+    def load(self, job: _Job, row: int) -> None:
+        """Load one row of a batch."""
+        self._load(int(job.plan.places.sample_ids[row]), job.plan.augmentation, row, job.slot)
 
     def _load(self, sample_id: int, numbers: Augmentation, row: int, slot: _Slot) -> None:
         self._load_image(sample_id, numbers, row, slot.image_NHWC[row].numpy())
@@ -123,7 +114,7 @@ class _Work:
         return rgb_HWC, crop_yxyx / reduction
 
 
-class CpuLoader:
+class CpuLoader(PrefetchLoader[_Job]):
     """Batches of one split, made on the CPU; see `unetfast.loader.batch.Loader`.
 
     Memory: `loader.prefetch_batches` + 1 batches (+ 2 for a GPU, while copies run), and one decoded image a thread.
@@ -132,7 +123,7 @@ class CpuLoader:
 
     Args:
         stream: the order of samples, and where it goes on.
-        config: threads, prefetch_batches, decode, on_bad.
+        config: prefetch_batches, decode, on_bad.
         num_threads: worker threads.
         device: where batches are wanted.
     """
@@ -141,144 +132,30 @@ class CpuLoader:
 
     def __init__(self, stream: SampleStream, config: LoaderConfig, *, num_threads: int, device: torch.device) -> None:
         labels = stream.reader.manifest.labels
-        self._stream = stream
-        self._skip = config.on_bad == "skip"
+        work = _Work(stream.reader, config, labels.ignore_index)
+        super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)
         self._device = device
-        self._work = _Work(stream.reader, config, labels.ignore_index)
-        self._prefetch = config.prefetch_batches
-        self._num_threads = num_threads
         mask_dtype = torch.uint8 if labels.mask_dtype == np.uint8 else torch.uint16
-        num_slots = self._prefetch + (3 if device.type == "cuda" else 1)
+        num_slots = config.prefetch_batches + (3 if device.type == "cuda" else 1)
         self._free = deque(_Slot(stream.max_part, stream.target_hw, mask_dtype, device) for _ in range(num_slots))
         self._handed_out: _Slot | None = None
-        self._jobs: deque[_Job] = deque()
-        self._planned = 0  # position behind the last batch in the making
-        self._resumed = False
         cv2.setNumThreads(1)
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(num_threads, thread_name_prefix="unetfast-loader")
-
-    @property
-    def num_samples(self) -> int:
-        return self._stream.num_samples
-
-    @property
-    def num_batches(self) -> int:
-        return self._stream.num_batches
-
-    @property
-    def position(self) -> int:
-        return self._stream.position
-
-    @property
-    def skipped(self) -> list[str]:
-        """Keys of the samples left out so far under on_bad = "skip", each once."""
-        return list(self._stream.skipped)
-
-    @property
-    def num_skipped(self) -> int:
-        return len(self._stream.skipped)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches: in training from where the stream stands; in validation a whole pass, or the rest of a resumed one.
-
-        Raises:
-            CorruptShardError: a sample cannot be loaded and `loader.on_bad` is "error"; names key, shard and offset.
-        """
-        if not self._stream.training and not self._resumed and self._stream.position:
-            self._drop_jobs()
-            self._stream.position = 0
-        self._resumed = False
-        while (batch := self._next()) is not None:
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position behind the last batch handed out, and what it depends on."""
-        return self._stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batch that `state` was taken behind.
-
-        Raises:
-            UserError: the state is of other data or settings; lists the fields that differ.
-        """
-        self._stream.load_state_dict(state)
-        self._drop_jobs()
-        self._resumed = True
-
-    def close(self) -> None:
-        """Stop all threads; may be called twice."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            for job in self._jobs:
-                job.rows = itertools.repeat(len(job.plan.places))
-            pool.shutdown(wait=True, cancel_futures=True)
-            self._jobs.clear()
 
     def _next(self) -> Batch | None:
         if self._handed_out is not None:
             self._free.append(self._handed_out)
             self._handed_out = None
-        job = self._finish_job()
-        if job is None:
-            self._stream.finish()
-            return None
-        self._stream.advance(job.plan)
+        return super()._next()
+
+    def _open_job(self, plan: BatchPlan) -> _Job | None:
+        return _Job(plan, slot=self._free.popleft()) if self._free else None
+
+    def _complete(self, job: _Job) -> None:
+        """Do nothing: what the threads have written is the batch."""
+
+    def _hand_out(self, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
         self._handed_out = job.slot
-        size = len(job.plan.places)
-        if size == 0:  # the last batch of a pass was too small for all ranks
-            return self._next()
-        image_NCHW, mask_NHW = job.slot.hand_out(size, self._device)
-        self._submit_jobs(self._prefetch)
-        return Batch(image_NCHW, mask_NHW, job.plan.places.sample_ids.copy())
+        return job.slot.hand_out(len(job), self._device)
 
-    def _finish_job(self) -> _Job | None:
-        """Wait for the next batch; None behind the last. Bad samples raise, or the batches are planned anew without them."""
-        while True:
-            self._submit_jobs(self._prefetch + 1)
-            if not self._jobs:
-                return None
-            job = self._jobs[0]
-            try:
-                for future in job.futures:
-                    future.result()
-            except BaseException:
-                self._drop_jobs()
-                raise
-            if not job.bad:
-                return self._jobs.popleft()
-            self._drop_jobs()
-            for row in sorted(job.bad):
-                if not self._skip:
-                    raise job.bad[row]
-                self._stream.leave_out(int(job.plan.places.sample_ids[row]), job.bad[row])
-
-    def _submit_jobs(self, num_jobs: int) -> None:
-        """Have `num_jobs` batches in the making, as far as the stream goes."""
-        if self._pool is None:
-            raise UserError("this loader is closed; build another with build_loader")
-        if not self._jobs:
-            self._planned = self._stream.position
-        while len(self._jobs) < num_jobs and self._free:
-            plan = self._stream.plan(self._planned)
-            if plan is None:
-                return
-            job = _Job(plan, self._free.popleft(), itertools.count())
-            for _ in range(min(self._num_threads, len(plan.places))):
-                job.futures.append(self._pool.submit(self._work.run, job))
-            self._jobs.append(job)
-            self._planned = plan.end
-
-    def _drop_jobs(self) -> None:
-        """Give up all batches in the making; their memory is free when their threads have left it."""
-        for job in self._jobs:
-            job.rows = itertools.repeat(len(job.plan.places))
-        for job in self._jobs:
-            wait(job.futures)
-            self._free.append(job.slot)
-        self._jobs.clear()
+    def _give_up(self, jobs: list[_Job]) -> None:
+        self._free.extend(job.slot for job in jobs)
