@@ -10,6 +10,8 @@ from unetfast.loader.augment import Augmentation, draw_augmentation
 from unetfast.loader.order import Order, Places
 from unetfast.loader.pixels import choose_jpeg_reduction
 
+TIE_BREAK = 2**-10  # pixels on top of a mask's positions
+
 ALL = {
     "resized_crop": {"prob": 0.5},
     "scale": {"prob": 0.5, "range": [0.6, 1.6]},
@@ -52,7 +54,7 @@ def test_validation_is_a_plain_resize() -> None:
     assert not numbers.hflip.any()
     assert not numbers.has_warp.any()
     assert not numbers.has_color.any()
-    assert np.allclose(numbers.mask_matrix, [[150 / 48, 0, 0], [0, 100 / 32, 0]])
+    assert np.allclose(numbers.mask_matrix, [[150 / 48, 0, TIE_BREAK], [0, 100 / 32, TIE_BREAK]], rtol=0, atol=1e-12)
     assert np.allclose(numbers.color_matrix, np.eye(3, 4))
 
 
@@ -187,7 +189,7 @@ def test_the_mask_matrix_is_all_steps_in_one() -> None:
         x, y = 48 - x if numbers.hflip[row] else x, 32 - y if numbers.vflip[row] else y
         top, left, bottom, right = numbers.crop_yxyx[row]
         expected = (left + x * (right - left) / 48, top + y * (bottom - top) / 32)
-        assert np.allclose(numbers.mask_matrix[row] @ position, expected)
+        assert np.allclose(numbers.mask_matrix[row] @ position, np.add(expected, TIE_BREAK), rtol=0, atol=1e-9)
 
 
 def test_color_order_is_saturation_and_hue_then_contrast_then_brightness() -> None:
