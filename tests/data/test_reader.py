@@ -155,6 +155,21 @@ def test_rows_beyond_the_shard_take_no_memory(folder: Path, field: str, value: i
         reader.read_image(0)
 
 
+@pytest.mark.parametrize("field", ["height", "width"])
+def test_a_row_of_more_pixels_than_the_manifest_knows_is_refused(folder: Path, field: str) -> None:
+    with open_shards(folder).split("train") as reader:
+        rows = reader.rows.copy()
+    rows[field][0] = 30_000
+    rewrite_index(folder, rows)
+    with open_shards(folder).split("train") as reader:
+        for read in (reader.read_image, reader.read_mask, reader.decode_image, reader.decode_mask):
+            with pytest.raises(
+                CorruptShardError, match=r"shot=2E\d\d .* at byte \d+: the index says .*30000.* the manifest at most"
+            ):
+                read(0)
+        assert reader.read_image(1)
+
+
 def test_damaged_index_and_presence(folder: Path) -> None:
     index, presence = folder / "train" / "index.npy", folder / "train" / "presence.npy"
     good = index.read_bytes()

@@ -227,11 +227,22 @@ class SplitReader:
 
     def _read(self, sample: int, member: str) -> bytes:
         row = self.rows[sample]
+        self._check_size(sample, member)
         shard, offset, length = int(row["shard"]), int(row[f"{member}_offset"]), int(row[f"{member}_length"])
         data = self._pread(shard, length, offset, f"sample {sample} ({member})")
         if self._checksum and xxhash.xxh3_64_intdigest(data) != int(row[f"{member}_xxh3"]):
             raise CorruptShardError(self.describe(sample, member), "the bytes are not those that were packed (xxh3 differs)")
         return data
+
+    def _check_size(self, sample: int, member: str) -> None:
+        """Refuse a row that claims more pixels than the manifest's largest sample: decoders take memory by it."""
+        row, (max_height, max_width) = self.rows[sample], self.split.max_hw
+        height, width = int(row["height"]), int(row["width"])
+        if height > max_height or width > max_width:
+            raise CorruptShardError(
+                self.describe(sample, member),
+                f"the index says {width}x{height} pixels, the manifest at most {max_width}x{max_height} (width x height)",
+            )
 
     def _pread(self, shard: int, length: int, offset: int, who: str) -> bytes:
         if shard >= len(self.split.shards):

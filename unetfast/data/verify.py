@@ -111,6 +111,7 @@ def _check_split(
     except CorruptShardError as error:
         yield _tell(error)
         presence = None
+    yield from _compare_sizes(reader)
     totals = _Totals(manifest.num_classes)
     starts = np.flatnonzero(np.diff(reader.rows["shard"].astype(np.int64), prepend=-1))
     if reader.rows["shard"][starts].tolist() != list(range(len(split.shards))):
@@ -220,22 +221,31 @@ class _Totals:
 
     def compare(self, reader: SplitReader) -> Iterator[str]:
         """Compare the sums with the manifest."""
-        split, rows = reader.split, reader.rows
+        split = reader.split
         pairs: list[tuple[str, object, object]] = [
             ("class_pixels", split.class_pixels, tuple(self.class_pixels.tolist())),
             ("class_images", split.class_images, tuple(self.class_images.tolist())),
             ("ignored_pixels", split.ignored_pixels, self.ignored_pixels),
             ("groups", split.groups, len(self.groups.keys() - {""})),
-            ("min_hw", split.min_hw, (int(rows["height"].min()), int(rows["width"].min()))),
-            ("max_hw", split.max_hw, (int(rows["height"].max()), int(rows["width"].max()))),
         ]
-        for name, stated, counted in pairs:
-            if stated != counted:
-                yield f"{reader.folder}: {name} of the manifest is {_shorten(stated)}, counted were {_shorten(counted)}"
+        yield from _compare(reader, pairs)
         num_pixels = int(self.class_pixels.sum()) + self.ignored_pixels
         mean = self.channel_sum / (255 * num_pixels)
         if np.abs(mean - split.mean).max() > _MEAN_TOLERANCE:
             yield f"{reader.folder}: mean of the manifest is {split.mean}, counted was {np.round(mean, 4).tolist()}"
+
+
+def _compare_sizes(reader: SplitReader) -> Iterator[str]:
+    """Compare the manifest's bounds of image sizes with the index; the reader refuses samples beyond them."""
+    sides = reader.rows["height"], reader.rows["width"]
+    smallest, largest = tuple(int(side.min()) for side in sides), tuple(int(side.max()) for side in sides)
+    yield from _compare(reader, [("min_hw", reader.split.min_hw, smallest), ("max_hw", reader.split.max_hw, largest)])
+
+
+def _compare(reader: SplitReader, pairs: list[tuple[str, object, object]]) -> Iterator[str]:
+    for name, stated, counted in pairs:
+        if stated != counted:
+            yield f"{reader.folder}: {name} of the manifest is {_shorten(stated)}, counted were {_shorten(counted)}"
 
 
 def _hash_file(path: Path) -> str:
