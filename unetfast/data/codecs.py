@@ -124,11 +124,27 @@ def decode_mask(data: bytes, codec: str, mask_bits: int, *, height: int, width: 
     if codec != "lz4":
         raise ValueError(f"mask codec {codec!r}; known are lz4, png")
     if mask_bits == 1:
-        packed = np.frombuffer(_decode_lz4(data, height * ((width + 7) // 8)), dtype=np.uint8)
-        return np.unpackbits(packed.reshape(height, -1), axis=1, count=width)
+        return np.unpackbits(inflate_bits(data, height=height, width=width), axis=1, count=width)
     dtype = _mask_dtype(mask_bits)
     ids = np.frombuffer(_decode_lz4(data, height * width * dtype.itemsize), dtype=dtype).reshape(height, width)
     return ids.astype(np.uint16, copy=False) if mask_bits == 16 else ids
+
+
+def inflate_bits(data: bytes, *, height: int, width: int) -> np.ndarray:
+    """Inflate a bit-packed LZ4 mask without unpacking it.
+
+    Args:
+        data: the member's bytes, of a mask with `mask_bits` 1.
+        height: expected, pixels.
+        width: expected, pixels.
+
+    Returns:
+        Rows of bits, most significant bit first, uint8, (H, ceil(W / 8)); read-only.
+
+    Raises:
+        ValueError: the bytes are damaged, or hold another size.
+    """
+    return np.frombuffer(_decode_lz4(data, height * ((width + 7) // 8)), dtype=np.uint8).reshape(height, -1)
 
 
 def _mask_dtype(mask_bits: int) -> np.dtype[Any]:

@@ -132,6 +132,12 @@ class SampleStream:
         part = chosen[rank_part(len(chosen), self.rank, self.world_size)]
         return BatchPlan(places[part], augmentation[part], start + num_read, left_out)
 
+    def peek(self, count: int) -> tuple[Augmentation, np.ndarray]:
+        """Return the numbers of the first samples of the stream, and their heights and widths, pixels, (n, 2)."""
+        places, augmentation = self._look(0, count if self.training else min(count, self.num_samples))
+        rows = self.reader.rows[places.sample_ids]
+        return augmentation, np.stack([rows["height"], rows["width"]], axis=1)
+
     def advance(self, plan: BatchPlan) -> None:
         """Note that a batch was handed out."""
         self.position = plan.end
