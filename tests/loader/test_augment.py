@@ -10,8 +10,6 @@ from unetfast.loader.augment import Augmentation, draw_augmentation
 from unetfast.loader.order import Order, Places
 from unetfast.loader.pixels import choose_jpeg_reduction
 
-TIE_BREAK = 2**-10  # pixels on top of a mask's positions
-
 ALL = {
     "resized_crop": {"prob": 0.5},
     "scale": {"prob": 0.5, "range": [0.6, 1.6]},
@@ -54,7 +52,7 @@ def test_validation_is_a_plain_resize() -> None:
     assert not numbers.hflip.any()
     assert not numbers.has_warp.any()
     assert not numbers.has_color.any()
-    assert np.allclose(numbers.mask_matrix, [[150 / 48, 0, TIE_BREAK], [0, 100 / 32, TIE_BREAK]], rtol=0, atol=1e-12)
+    assert np.allclose(numbers.mask_matrix, [[150 / 48, 0, 0.25 / 48], [0, 100 / 32, 0.25 / 32]], rtol=0, atol=1e-12)
     assert np.allclose(numbers.color_matrix, np.eye(3, 4))
 
 
@@ -189,7 +187,7 @@ def test_the_mask_matrix_is_all_steps_in_one() -> None:
         x, y = 48 - x if numbers.hflip[row] else x, 32 - y if numbers.vflip[row] else y
         top, left, bottom, right = numbers.crop_yxyx[row]
         expected = (left + x * (right - left) / 48, top + y * (bottom - top) / 32)
-        assert np.allclose(numbers.mask_matrix[row] @ position, np.add(expected, TIE_BREAK), rtol=0, atol=1e-9)
+        assert np.allclose(numbers.mask_matrix[row] @ position, np.add(expected, (0.25 / 48, 0.25 / 32)), rtol=0, atol=1e-9)
 
 
 def test_color_order_is_saturation_and_hue_then_contrast_then_brightness() -> None:
@@ -207,6 +205,19 @@ def test_color_order_is_saturation_and_hue_then_contrast_then_brightness() -> No
     assert np.allclose(apply(contrast=fixed(0.5), brightness=fixed(0.5)), 82)
     assert np.allclose(apply(saturation=fixed(0.0)), 200, atol=1)
     assert np.allclose(apply(hue={"prob": 1.0, "degrees": [120, 120]}), 200, atol=1)
+
+
+@pytest.mark.parametrize(("stored", "target"), [(160, 240), (1, 960), (240, 96), (1760, 240), (1918, 960), (2100, 256)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_ties_of_masks_are_decided_alike_in_float32_and_float64(stored: int, target: int, flipped: bool) -> None:
+    config = make_config(hflip={"prob": float(flipped)})
+    matrix = draw(config, make_places(1), hw=(1, stored), target=(1, target)).mask_matrix[0, 0]
+    sign, start = (-1, stored) if flipped else (1, 0)
+    exact = [start + sign * (2 * i + 1) * stored // (2 * target) for i in range(target)]  # in whole numbers
+    centres = np.arange(target) + 0.5
+    assert np.floor(centres * matrix[0] + matrix[2]).tolist() == exact
+    in_float32 = centres.astype(np.float32) * np.float32(matrix[0]) + np.float32(matrix[2])
+    assert np.floor(in_float32).tolist() == exact
 
 
 def test_numbers_follow_the_sample_under_any_order() -> None:

@@ -8,9 +8,9 @@ Coordinates are (x, y) with whole numbers at pixel edges: the centre of pixel (r
 What a pixel is. Image: (1) the crop box, whole stored pixels, is resized to the target size with an antialiasing triangle
 filter, whose support may reach past the box into the image; (2) it is flipped; (3) where a rotation or a zoom-out is drawn, one
 bilinear warp about the centre at target size, 0 outside; (4) colour by one matrix, rounded half up, clipped. Mask: the class
-at floor(mask_matrix @ (x, y, 1)) of the stored mask, `ignore_index` outside the crop box. The matrix carries a thousandth of a
-stored pixel on top: centres that fall exactly between two stored pixels (a third of all rows at some ratios) go to the latter
-in float32 on a GPU as well as in float64 on a CPU.
+at floor(mask_matrix @ (x, y, 1)) of the stored mask, `ignore_index` outside the crop box. The matrix carries a quarter of a
+stored pixel over the target's size on top: centres that fall exactly between two stored pixels (a third of all columns at some
+ratios) go to the latter one, in float32 on a GPU as in float64 on a CPU.
 """
 
 from __future__ import annotations
@@ -51,9 +51,6 @@ _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, 
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 _MIDDLE_GREY = 128.0
 
-# added to a mask's positions, stored pixels; above float32's error over a side of 8,192 pixels
-_TIE_BREAK = 2.0**-10
-
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
@@ -73,8 +70,8 @@ class Augmentation:
         hue: turn of the hue in degrees, 0 where none is drawn, float64, (n,).
         has_color: whether step 4 is done, bool, (n,).
         color_matrix: from (R, G, B, 1) in 0..255 to (R, G, B), float64, (n, 3, 4).
-        mask_matrix: from a target position to the position in the stored mask, all steps in one, and 2**-10 pixels, float64,
-            (n, 2, 3).
+        mask_matrix: from a target position to the position in the stored mask, all steps in one, and the quarter that decides
+            ties, float64, (n, 2, 3).
     """
 
     crop_yxyx: np.ndarray
@@ -123,7 +120,8 @@ def draw_augmentation(
     zoom = np.minimum(scale, 1.0)
     warp_matrix = _warp_matrix(degrees, zoom, target_hw)
     mask_matrix = _multiply(_box_matrix(crop_yxyx, hflip, vflip, target_hw), warp_matrix)
-    mask_matrix[:, :, 2] += _TIE_BREAK
+    # positions of an upright box are multiples of 1 / (2 * target size) stored pixels: this is the middle between two of them
+    mask_matrix[:, :, 2] += 0.25 / np.array([target_hw[1], target_hw[0]])
 
     brightness = _draw_value(draws, "brightness", config.brightness.prob, config.brightness.range, otherwise=1.0)
     contrast = _draw_value(draws, "contrast", config.contrast.prob, config.contrast.range, otherwise=1.0)
