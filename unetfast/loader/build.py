@@ -37,9 +37,7 @@ def choose_backend(config: LoaderConfig, device: torch.device) -> BackendChoice:
     if config.backend == "cpu":
         return BackendChoice("cpu", "asked for")
     if config.backend == "dali":
-        raise UserError(
-            'loader.backend = "dali": the DALI backend is not part of this version; take --set loader.backend=cpu (or auto)'
-        )
+        return BackendChoice("dali", "asked for")
     if device.type == "cuda":
         return BackendChoice("cpu", "the DALI backend is not part of this version")
     return BackendChoice("cpu", "no GPU is used")
@@ -73,7 +71,7 @@ def build_loader(
         UserError: the settings do not fit together, or the backend cannot be had.
         CorruptShardError: the split's class table, which the balanced sampler reads, is damaged.
     """
-    choose_backend(config.loader, device)
+    choice = choose_backend(config.loader, device)
     batch_size = config.loader.batch_size if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: must be at least 1")
@@ -98,4 +96,9 @@ def build_loader(
         rank=rank,
         world_size=world_size,
     )
-    return CpuLoader(stream, config.loader, num_threads=config.loader.threads or num_usable_cores(), device=device)
+    num_threads = config.loader.threads or num_usable_cores()
+    if choice.name == "dali":
+        from unetfast.loader.dali_loader import DaliLoader
+
+        return DaliLoader(stream, config, num_threads=num_threads, device=device)
+    return CpuLoader(stream, config.loader, num_threads=num_threads, device=device)
