@@ -176,14 +176,22 @@ def _slice(data: Any, start: Any, size: Any) -> Any:
 
 
 def _inflate(name: str, dtype: Any) -> Any:
-    """Inflate a frame's blocks of 64 KiB on the GPU and lay them out as (H, W, C)."""
-    blocks = fn.external_source(name=name, ndim=1, dtype=types.UINT8)
-    inflated = fn.decoders.inflate(
-        blocks.gpu(),
+    """Inflate a frame on the GPU and lay it out as (H, W, C)."""
+    # the last block is not full: what stands behind its end is left out
+    content = fn.slice(
+        fn.reshape(_inflate_blocks(name), shape=[-1]),
+        start=[0],
+        shape=_number_input(f"{name}_bytes", 1, "int32"),
+        axes=[0],
+    )
+    return fn.reinterpret(content, shape=_number_input(f"{name}_shape", 1, "int32"), dtype=dtype, layout="HWC")
+
+
+def _inflate_blocks(name: str) -> Any:
+    """Inflate a frame's blocks, each into a row of 64 KiB."""
+    return fn.decoders.inflate(
+        fn.external_source(name=name, ndim=1, dtype=types.UINT8).gpu(),
         chunk_sizes=fn.external_source(name=f"{name}_blocks", ndim=1, dtype=types.INT32),
         shape=[BLOCK_BYTES],
         check_output_size=True,
     )
-    # the last block is not full, and what stands behind its end is left out
-    bytes_1 = fn.slice(fn.reshape(inflated, shape=[-1]), start=[0], shape=_number_input(f"{name}_bytes", 1, "int32"), axes=[0])
-    return fn.reinterpret(bytes_1, shape=_number_input(f"{name}_shape", 1, "int32"), dtype=dtype, layout="HWC")

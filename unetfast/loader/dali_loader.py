@@ -90,7 +90,14 @@ class DaliLoader(PrefetchLoader[_Job]):
             raise UserError('dali.inflate = "gpu" needs a GPU; take --set dali.inflate=host')
         reader = stream.reader
         numbers, stored_hw = stream.peek(_NUM_PEEKED)
-        self._feed = plan_feed(reader, config, training=stream.training, numbers=numbers, stored_hw=stored_hw)
+        self._feed = plan_feed(
+            reader,
+            config,
+            training=stream.training,
+            on_gpu=device.type == "cuda",
+            numbers=numbers,
+            stored_hw=stored_hw,
+        )
         labels = reader.manifest.labels
         self._site = DaliSite(device, num_threads, stream.target_hw, reader.split.max_hw, labels.ignore_index, config.dali)
         self._num_scheduled = config.loader.prefetch_batches  # at most, while one is used

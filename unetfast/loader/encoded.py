@@ -23,7 +23,8 @@ from unetfast.loader.augment import Augmentation
 from unetfast.loader.jpegscan import is_well_formed
 from unetfast.loader.lz4blocks import split_frame
 
-_REGION_SHARE = 0.75  # of an image's pixels, on average; above it a region costs as much to decode as the whole (CPU)
+# where boxes hold more than this share of their images' pixels, on average, libjpeg-turbo decodes a whole image as fast
+_REGION_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +50,34 @@ class FeedPlan:
     color: bool
 
 
-def plan_feed(reader: SplitReader, config: Config, *, training: bool, numbers: Augmentation, stored_hw: np.ndarray) -> FeedPlan:
+def plan_feed(
+    reader: SplitReader, config: Config, *, training: bool, on_gpu: bool, numbers: Augmentation, stored_hw: np.ndarray
+) -> FeedPlan:
     """Decide how a split is fed.
+
+    `dali.region_decode = "auto"` means no regions on a GPU: its JPEG unit decodes none, and with nvImageCodec 0.9.0 they end
+    the process on some cards (NVIDIA/nvImageCodec issue 55).
 
     Args:
         reader: the split.
         config: the augment and dali sections.
         training: whether samples are augmented.
+        on_gpu: whether DALI decodes on a GPU.
         numbers: of some samples of the split, by which regions are judged.
         stored_hw: their heights and widths, pixels, (n, 2).
     """
     image_codecs = {IMAGE_CODECS[code] if code < len(IMAGE_CODECS) else "" for code in np.unique(reader.rows["image_codec"])}
     mask_codecs = {MASK_CODECS[code] if code < len(MASK_CODECS) else "" for code in np.unique(reader.rows["mask_codec"])}
-    on_gpu, augment = config.dali.inflate == "gpu", config.augment
+    inflate_there, augment = config.dali.inflate == "gpu", config.augment
     packed = reader.manifest.mask_bits == 1 and mask_codecs == {"lz4"}
-    raw = "blocks" if on_gpu and image_codecs == {"lz4"} else "pixels"
+    raw = "blocks" if inflate_there and image_codecs == {"lz4"} else "pixels"
     heights, widths = (numbers.crop_yxyx[:, 2:] - numbers.crop_yxyx[:, :2]).T
     share = float(np.mean(heights * widths / stored_hw.prod(axis=1))) if len(stored_hw) else 1.0
-    wanted = {"always": True, "never": False, "auto": share < _REGION_SHARE}[config.dali.region_decode]
+    wanted = {"always": True, "never": False, "auto": share < _REGION_SHARE and not on_gpu}[config.dali.region_decode]
     colors = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
     return FeedPlan(
         images="encoded" if "jpeg" in image_codecs else raw,
-        masks="blocks" if on_gpu and mask_codecs == {"lz4"} else "bits" if packed else "pixels",
+        masks="blocks" if inflate_there and mask_codecs == {"lz4"} else "bits" if packed else "pixels",
         packed=packed,
         mask_bytes=2 if reader.manifest.mask_bits == 16 else 1,
         region=wanted and "jpeg" in image_codecs,
