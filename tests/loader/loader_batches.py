@@ -1,4 +1,4 @@
-"""Batches kept for comparison, and every augmentation switched on."""
+"""Batches kept on the host for comparison, and every augmentation switched on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import loader_reference as reference
 import torch
 
 from unetfast.loader.batch import Batch, Loader
@@ -25,7 +26,7 @@ ALL = {
 
 @dataclass(frozen=True)
 class Kept:
-    """A copy of a batch, which itself is valid until the next one alone."""
+    """A copy of a batch on the host; the batch itself is valid until the next one alone."""
 
     ids: list[int]
     image: torch.Tensor
@@ -38,6 +39,15 @@ class Kept:
 
 def keep(batches: Iterator[Batch] | Loader, count: int | None = None) -> list[Kept]:
     return [
-        Kept(batch.sample_ids.tolist(), batch.image_NCHW.clone(), batch.mask_NHW.clone())
+        Kept(batch.sample_ids.tolist(), *(tensor.to("cpu", copy=True) for tensor in (batch.image_NCHW, batch.mask_NHW)))
         for batch in itertools.islice(batches, count)
     ]
+
+
+def assert_close(found: list[Kept], expected: list[Kept]) -> None:
+    """The same samples with the same masks, and images as close as two backends have them."""
+    assert [batch.ids for batch in found] == [batch.ids for batch in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.mask, other.mask)
+        for sample_id, image, other_image in zip(one.ids, one.image.numpy(), other.image.numpy(), strict=True):
+            assert reference.psnr(image, other_image) >= 45, f"sample {sample_id}"

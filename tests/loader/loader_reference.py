@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
+# what a filter's weights beyond the image's edge become; the one thing that the backends do differently
+BEYOND = {"cpu": "left out", "dali": "edge"}
 
-def resize_box(image: np.ndarray, box: tuple[int, int, int, int], target_hw: tuple[int, int]) -> np.ndarray:
-    """Antialiased (triangle) resize of a box (top, left, bottom, right) to float64."""
+
+def resize_box(
+    image: np.ndarray, box: tuple[int, int, int, int], target_hw: tuple[int, int], beyond: str = "left out"
+) -> np.ndarray:
+    """Antialiased (triangle) resize of a box (top, left, bottom, right) to float64.
+
+    Weights beyond the image are "left out", and the others enlarged, or fall on the pixel at its "edge".
+    """
     top, left, bottom, right = (int(edge) for edge in box)
-    by_rows = _weights(image.shape[0], top, bottom, target_hw[0])
-    by_columns = _weights(image.shape[1], left, right, target_hw[1])
+    by_rows = _weights(image.shape[0], top, bottom, target_hw[0], beyond)
+    by_columns = _weights(image.shape[1], left, right, target_hw[1], beyond)
     return np.einsum("yh,hwc,xw->yxc", by_rows, image.astype(np.float64), by_columns, optimize=True)
 
 
-def _weights(size: int, start: float, stop: float, target: int) -> np.ndarray:
+def _weights(size: int, start: float, stop: float, target: int, beyond: str) -> np.ndarray:
     scale = (stop - start) / target
     centres = start + (np.arange(target) + 0.5) * scale
-    weights = np.maximum(0, 1 - np.abs(np.arange(size)[None, :] + 0.5 - centres[:, None]) / max(scale, 1))
-    return weights / weights.sum(axis=1, keepdims=True)
+    reach = int(scale) + 2
+    places = np.arange(-reach, size + reach)
+    weights = np.maximum(0, 1 - np.abs(places[None, :] + 0.5 - centres[:, None]) / max(scale, 1))
+    inside = weights[:, reach:-reach].copy()
+    if beyond == "edge":
+        inside[:, 0] += weights[:, :reach].sum(axis=1)
+        inside[:, -1] += weights[:, -reach:].sum(axis=1)
+    return inside / inside.sum(axis=1, keepdims=True)
 
 
 def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -34,9 +48,9 @@ def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return upper * (1 - lower_part) + lower * lower_part
 
 
-def render_image(image: np.ndarray, numbers: object, row: int, target_hw: tuple[int, int]) -> np.ndarray:
-    """All steps on one image, without rounding in between; uint8."""
-    result = resize_box(image, numbers.crop_yxyx[row], target_hw)
+def render_image(image: np.ndarray, numbers: object, row: int, target_hw: tuple[int, int], backend: str) -> np.ndarray:
+    """All steps on one image, without rounding in between, with a backend's rule for the image's edge; uint8."""
+    result = resize_box(image, numbers.crop_yxyx[row], target_hw, BEYOND[backend])
     result = result[:: -1 if numbers.vflip[row] else 1, :: -1 if numbers.hflip[row] else 1]
     if numbers.has_warp[row]:
         result = warp(result, numbers.warp_matrix[row])
