@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetfast import config as config_module
+from unetfast.config import reading
 from unetfast.data.manifest import INDEX_DTYPE, Manifest, read_manifest
 from unetfast.errors import UserError
 from unetfast.train.setup import describe_sizes, preset_for, resolve_run
@@ -25,7 +25,7 @@ def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = [name + end for name in ("carvana", "clevr", "ade20k", "folder") for end in ("", "-cpu")]
     for epochs, name in enumerate(names, start=1):
         (folder / f"{name}.toml").write_text(f"[train]\nepochs = {epochs}\n")
-    monkeypatch.setattr(config_module, "preset_folder", lambda: folder)
+    monkeypatch.setattr(reading, "preset_folder", lambda: folder)
     monkeypatch.chdir(tmp_path)
     return folder
 
