@@ -96,6 +96,7 @@ BEFORE: dict[str, tuple[str, str, Callable[[MadeSample], MadeSample]]] = {
     "bomb": ("jpeg", "lz4", lambda made: with_image(made, claim_bomb)),
     "PNG bomb": ("png", "lz4", lambda made: with_image(made, claim_bomb_png)),
     "bomb with its index row": ("jpeg", "lz4", lambda made: with_image(made, claim_bomb)),
+    "PNG bomb with its index row": ("png", "lz4", lambda made: with_image(made, claim_bomb_png)),
 }
 
 
@@ -157,6 +158,7 @@ AFTER: dict[str, Callable[[Path, str, int], None]] = {
     "wrong index": point_elsewhere,
     "wrong size": claim_size,
     "bomb with its index row": claim_bomb_row,
+    "PNG bomb with its index row": claim_bomb_row,
     "vanished shard": lose_shard,
     "cut shard": cut_shard,
 }

@@ -1,11 +1,7 @@
-"""What the CPU backend promises beyond the contract: reused memory, bounded prefetch, and no thread left behind."""
+"""What is the CPU backend's own: its memory is reused, and its batches go to a GPU; and how a backend is chosen."""
 
 from __future__ import annotations
 
-import gc
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +9,8 @@ import torch
 from loader_batches import keep
 
 from unetfast.config import LoaderConfig, build_config
-from unetfast.data.reader import SplitReader, open_shards
+from unetfast.data.reader import open_shards
 from unetfast.errors import UserError
-from unetfast.loader import cpu
 from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader, choose_backend
 
@@ -25,16 +20,6 @@ CPU = torch.device("cpu")
 def make(folder: Path, **settings: object) -> Loader:
     section = {"size_hw": [24, 32], "batch_size": 4, "threads": 2, **settings}
     return build_loader(open_shards(folder).split("train"), build_config({"loader": section}), training=True, device=CPU)
-
-
-def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("unetfast-loader")]
-
-
-def gone(threads: list[threading.Thread]) -> bool:
-    for thread in threads:
-        thread.join(60)
-    return not any(thread.is_alive() for thread in threads)
 
 
 def test_memory_is_a_ring_of_prefetched_batches(shards: Path) -> None:
@@ -57,96 +42,6 @@ def test_a_batch_is_valid_until_the_next_is_asked_for(shards: Path) -> None:
                     future.result()  # all that is prefetched is done now
             assert torch.equal(batch.image_NCHW, before[0])
             assert torch.equal(batch.mask_NHW, before[1])
-
-
-def test_prefetch_is_bounded(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    original = SplitReader.read_image
-    monkeypatch.setattr(SplitReader, "read_image", lambda self, sample: read.append(sample) or original(self, sample))
-    with make(shards, prefetch_batches=2) as loader:
-        keep(loader, 3)
-    assert len(read) <= (3 + 2) * 4
-
-
-def test_close_stops_all_threads_and_may_be_repeated(shards: Path) -> None:
-    loader = make(shards, prefetch_batches=8)
-    keep(loader, 1)
-    threads = loader_threads()
-    assert threads
-    loader.close()
-    loader.close()
-    assert not any(thread.is_alive() for thread in threads)
-    with pytest.raises(UserError, match="closed"):
-        next(iter(loader))
-
-
-def test_an_error_in_the_loop_leaves_no_thread(shards: Path) -> None:
-    before = set(loader_threads())
-
-    def loop() -> None:
-        with make(shards) as loader:
-            for batch in loader:
-                raise KeyError(batch.image_NCHW.shape)
-
-    with pytest.raises(KeyError):
-        loop()
-    assert gone([thread for thread in loader_threads() if thread not in before])
-
-
-def test_a_forgotten_loader_leaves_no_thread(shards: Path) -> None:
-    before = set(loader_threads())
-    loader = make(shards, prefetch_batches=8)
-    keep(loader, 1)
-    threads = [thread for thread in loader_threads() if thread not in before]
-    assert threads
-    del loader
-    gc.collect()
-    assert gone(threads)
-
-
-def test_an_error_in_a_thread_comes_out_as_itself(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OddError(Exception):
-        pass
-
-    def fail(*args: object) -> None:
-        raise OddError("in a thread")
-
-    with make(shards) as loader:
-        keep(loader, 1)
-        monkeypatch.setattr(cpu, "gather_mask", fail)
-        with pytest.raises(OddError, match="in a thread"):
-            keep(loader, 8)
-        monkeypatch.undo()
-        position = loader.position
-        keep(loader, 2)  # the loader itself is sound
-        assert loader.position == position + 8
-
-
-EXITS: dict[str, tuple[str, int, str]] = {
-    "end of script": ("", 0, ""),
-    "exception": ("raise KeyError('mine')", 1, "KeyError: 'mine'"),
-}
-
-
-@pytest.mark.parametrize("kind", EXITS)
-def test_the_interpreter_exits_without_noise(shards: Path, kind: str) -> None:
-    last_line, code, message = EXITS[kind]
-    script = f"""
-import torch
-from pathlib import Path
-from unetfast.config import build_config
-from unetfast.data.reader import open_shards
-from unetfast.loader.build import build_loader
-config = build_config({{"loader": {{"size_hw": [24, 32], "batch_size": 4, "threads": 2, "prefetch_batches": 16}}}})
-loader = build_loader(open_shards(Path({str(shards)!r})).split("train"), config, training=True, device=torch.device("cpu"))
-stream = iter(loader)
-next(stream)
-{last_line}
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert [line for line in done.stderr.splitlines() if line][-1:] == ([message] if message else [])
 
 
 @pytest.mark.parametrize(

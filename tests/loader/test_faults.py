@@ -85,7 +85,7 @@ def peak_growth_mib(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux: /proc tells the peak of memory")
-@pytest.mark.parametrize("fault", ["bomb", "bomb with its index row", "PNG bomb"])
+@pytest.mark.parametrize("fault", ["bomb", "bomb with its index row", "PNG bomb", "PNG bomb with its index row"])
 def test_a_bomb_takes_no_memory(make_loader: MakeLoader, bad_shards: BadShards, fault: str) -> None:
     """30,000 x 30,000 pixels would take 2,575 MiB, and the header is all that may be believed of them."""
     loader = make_loader(folder=bad_shards(fault, 6), training=False, on_bad="skip", threads=1)
