@@ -139,7 +139,22 @@ def test_a_failure_of_dali_that_no_sample_explains_comes_out(make_loader: MakeLo
         return take(graph)
 
     monkeypatch.setattr(DaliGraph, "take", take_or_fail)
-    with pytest.raises(RuntimeError, match="out of something"):
+    with pytest.raises(UserError, match=r"(?s)batch of sound samples: out of something.*loader\.batch_size"):
         keep(loader, 1)
     assert loader.position == 8
     assert begun + keep(loader, 4) == whole  # with a new pipeline, not one sample lost
+
+
+@dali_only
+def test_a_failure_of_dali_on_every_sample_leaves_none_out(make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken GPU must not look like a data set of bad samples."""
+    from unetfast.loader.dali import DaliGraph
+
+    def fail(graph: DaliGraph) -> object:
+        raise RuntimeError("the card is gone")
+
+    loader = make_loader(on_bad="skip")
+    monkeypatch.setattr(DaliGraph, "take", fail)
+    with pytest.raises(UserError, match="batch of sound samples: the card is gone"):
+        keep(loader, 1)
+    assert loader.num_skipped == 0

@@ -25,7 +25,6 @@ from unetfast.loader.encoded import (
     EncodedSample,
     FeedPlan,
     block_inputs,
-    decode_fully,
     load_encoded,
     number_inputs,
     plan_feed,
@@ -154,21 +153,21 @@ class DaliLoader(PrefetchLoader[_Job]):
     def _schedule(self, job: _Job) -> None:
         if self._graph is None:
             self._graph = DaliGraph(max(self._stream.max_part, 1), self._feed, self._site)
-        rows = self._stream.reader.rows[job.plan.places.sample_ids]
-        self._graph.schedule([sample for sample in job.samples if sample is not None], self._lay_out(job.plan, rows))
+        self._graph.schedule([sample for sample in job.samples if sample is not None], self._lay_out(job.plan))
         job.is_scheduled = True
         job.samples = []
 
-    def _lay_out(self, plan: BatchPlan, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _lay_out(self, plan: BatchPlan) -> dict[str, np.ndarray]:
+        rows = self._stream.reader.rows[plan.places.sample_ids]
         stored_hw = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
         numbers = number_inputs(plan.augmentation, stored_hw, self._stream.target_hw, self._feed)
         return numbers | block_inputs(plan.augmentation, stored_hw, self._feed)
 
     def _complete(self, job: _Job) -> None:
+        if not job.is_scheduled:
+            self._schedule(job)
+        assert self._graph is not None
         try:
-            if not job.is_scheduled:
-                self._schedule(job)
-            assert self._graph is not None
             job.tensors = self._graph.take()
         except Exception as error:  # DALI raises many kinds, and its pipeline is lost
             self._graph = None
@@ -193,22 +192,25 @@ class DaliLoader(PrefetchLoader[_Job]):
         """Find the samples for which DALI lost a batch: first by the CPU backend's decoder, then by DALI, one by one.
 
         Raises:
-            RuntimeError: DALI fails on the batch, but on none of its samples.
+            UserError: no sample is at fault: DALI fails on the batch alone, or on each of its sound samples.
         """
+        sample_ids = plan.places.sample_ids.tolist()
         bad: dict[int, CorruptShardError] = {}
-        for row, sample_id in enumerate(plan.places.sample_ids.tolist()):
+        for row, sample_id in enumerate(sample_ids):
             try:
-                decode_fully(self._stream.reader, sample_id)
+                self._stream.reader.decode_image(sample_id)
             except CorruptShardError as error:
                 bad[row] = error
         if not bad:
-            for row, sample_id in enumerate(plan.places.sample_ids.tolist()):
-                error_text = self._try_alone(plan, row)
-                if error_text:
+            for row, sample_id in enumerate(sample_ids):
+                if reason := self._try_alone(plan, row):
                     where = self._stream.reader.describe(sample_id, "image")
-                    bad[row] = CorruptShardError(where, f"DALI cannot decode it ({error_text})")
-        if not bad:
-            raise RuntimeError(f"DALI failed on a batch, but on none of its samples alone: {batch_error}") from batch_error
+                    bad[row] = CorruptShardError(where, f"DALI cannot decode it ({reason})")
+            if not bad or len(bad) == len(sample_ids) > 1:
+                raise UserError(
+                    f"DALI failed on a batch of sound samples: {_pick_line(batch_error)}\n"
+                    "  take a smaller loader.batch_size where memory is short, or --set loader.backend=cpu"
+                ) from batch_error
         return bad
 
     def _try_alone(self, plan: BatchPlan, row: int) -> str:
@@ -217,16 +219,17 @@ class DaliLoader(PrefetchLoader[_Job]):
         alone = BatchPlan(plan.places[part], plan.augmentation[part], plan.end, plan.left_out)
         sample_id = int(alone.places.sample_ids[0])
         sample = load_encoded(self._stream.reader, sample_id, alone.augmentation.crop_yxyx[0], self._feed)
+        numbers = self._lay_out(alone)
         try:
             graph = DaliGraph(1, self._feed, self._site)
-            graph.schedule([sample], self._lay_out(alone, self._stream.reader.rows[alone.places.sample_ids]))
+            graph.schedule([sample], numbers)
             graph.take()
         except Exception as error:
-            return _last_line(error)
+            return _pick_line(error)
         return ""
 
 
-def _last_line(error: Exception) -> str:
+def _pick_line(error: Exception) -> str:
     """Take what says most from one of DALI's errors of many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [

@@ -117,15 +117,6 @@ def load_encoded(reader: SplitReader, sample_id: int, crop_yxyx: np.ndarray, fee
     return EncodedSample(image, image_blocks, mask, mask_blocks)
 
 
-def decode_fully(reader: SplitReader, sample_id: int) -> None:
-    """Decode an image as the CPU backend does.
-
-    Raises:
-        CorruptShardError: it cannot be decoded.
-    """
-    reader.decode_image(sample_id)
-
-
 def _load_image(reader: SplitReader, sample_id: int, feed: FeedPlan) -> tuple[np.ndarray, np.ndarray]:
     row = reader.rows[sample_id]
     codec = IMAGE_CODECS[row["image_codec"]] if row["image_codec"] < len(IMAGE_CODECS) else "unknown"
