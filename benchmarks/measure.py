@@ -10,20 +10,16 @@ to the last line of the output.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness import describe_environment, finish
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "lz4", "xxhash")
 
 
 def read_children() -> dict[int, list[int]]:
@@ -52,34 +48,6 @@ def read_pss_mib(root: int) -> float:
         except OSError:
             continue  # the process ended between listing and reading
     return total
-
-
-def read_processor() -> str:
-    """Name the processor, from /proc/cpuinfo."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def describe_environment() -> dict[str, object]:
-    """Name what a figure depends on: processor, cores, versions, revision, time."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    here = Path(__file__).parent
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return {
-        "processor": read_processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "packages": found,
-        "git_revision": revision.stdout.strip(),
-        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def measure(command: list[str]) -> dict[str, object]:
@@ -113,9 +81,7 @@ def main() -> None:
     if not command:
         parser.error("a command must follow --")
     record = {"name": arguments.name, "command": command, **measure(command), "environment": describe_environment()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    finish(record, RESULTS / f"{arguments.name}.json")
     sys.exit(int(str(record["exit_code"])))
 
 
