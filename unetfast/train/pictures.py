@@ -7,7 +7,6 @@ from typing import Any
 from unetfast.train.run import Run
 from unetfast.train.runfolder import save_picture
 from unetfast.train.validate import collect_first_panels
-from unetfast.viz.curves import draw_curves
 from unetfast.viz.panels import Panel, draw_panels
 
 
@@ -41,4 +40,6 @@ def _draw(run: Run, panels: list[Panel]) -> Any:
 
 def draw_history(run: Run, rows: list[dict[str, Any]]) -> None:
     """Write training_history.png."""
+    from unetfast.viz.curves import draw_curves  # matplotlib, which only this picture needs
+
     save_picture(draw_curves(rows, title=run.folder.path.name), run.folder.history)
