@@ -1,0 +1,211 @@
+"""One side of a loader benchmark in a process of its own.
+
+So processor time and memory of a side are its own, threads of one side never wait behind another's interpreter lock, and a
+side that crashes or hangs ends alone: the others go on. The parent says when a round begins; between rounds a side only
+holds its prefetched batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from apart import describe_death, one_line
+from harness import SideError
+
+from unetfast.errors import UserError
+
+START_TIMEOUT_S = 90.0
+ROUND_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltSide:
+    """What a side's build function returns.
+
+    Args:
+        batches: endless; each a tuple of tensors, image first.
+        device: where they are.
+        facts: what the record should say of the side; plain JSON.
+        close: ends threads and files.
+        lead_in: batches that are taken before the clock starts, so that nothing made before the round is counted.
+    """
+
+    batches: Iterator[tuple[Any, ...]]
+    device: Any
+    facts: dict[str, Any]
+    close: Callable[[], None]
+    lead_in: int
+
+
+class SideProcess:
+    """Starts a side and talks to it: `start` once the process is made, then `run_round` as often as wanted.
+
+    Making one only begins the process, which imports and takes hold of the device meanwhile: several can be made at once.
+    `start` them one after another, so that each one's memory can be told from the others'.
+
+    Args:
+        name: of the side, for messages.
+        build: function of a module that the child can import; takes `spec`, returns a `BuiltSide`.
+        spec: what it gets; must be picklable.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Attributes:
+        facts: what `build` says of the side.
+        error: why it ended; "" while it goes on.
+    """
+
+    def __init__(self, name: str, build: Callable[[Any], BuiltSide], spec: Any, device: str) -> None:
+        self.name = name
+        self.facts: dict[str, Any] = {}
+        self.error = ""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, spec, device), name=f"side {name}", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def start(self, warmup_s: float) -> dict[str, Any]:
+        """Build the side and run a first round, which is not a figure: it returns what `run_round` does.
+
+        Raises:
+            SideError: it failed, died or took too long; `error` says which.
+        """
+        self._receive(START_TIMEOUT_S)
+        self._send("build")
+        self.facts = self._receive(START_TIMEOUT_S)
+        return self.run_round(warmup_s)
+
+    def run_round(self, seconds: float) -> dict[str, Any]:
+        """Run one round of about `seconds`; returns what `_run_round` describes.
+
+        Raises:
+            SideError: as `start`.
+        """
+        self._send(seconds)
+        return self._receive(ROUND_TIMEOUT_S + 5 * seconds)
+
+    def ask_to_end(self) -> None:
+        """Tell the process to end, and do not wait for it."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+
+    def close(self) -> None:
+        """End the process; one that does not follow is killed."""
+        self.ask_to_end()
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            self._fail(describe_death(self._process.exitcode))
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            if not self._pipe.poll(timeout_s):
+                self._process.kill()
+                self._fail(f"no answer within {timeout_s:.0f} s")
+            kind, content = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(timeout=5)
+            self._fail(describe_death(self._process.exitcode))
+        if kind == "error":
+            self._fail(content)
+        result: dict[str, Any] = content
+        return result
+
+    def _fail(self, reason: str) -> None:
+        self.error = reason
+        raise SideError(f"{self.name}: {reason}")
+
+
+@dataclass(slots=True)
+class _Round:
+    """Timed batches of a round."""
+
+    num_images: int = 0
+    waits_s: list[float] = field(default_factory=list)
+
+
+def _serve(pipe: Connection, build: Callable[[Any], BuiltSide], spec: Any, device: str) -> None:
+    """Body of a side's process."""
+    side = None
+    try:
+        from device_meter import DeviceMeter
+
+        from unetfast.device import resolve_device
+
+        meter = DeviceMeter(resolve_device(device))
+        pipe.send(("prepared", {}))
+        pipe.recv()
+        meter.start()
+        start_mib = read_status_mib("VmRSS")
+        side = build(spec)
+        pipe.send(("built", {**side.facts, "host_start_mib": start_mib}))
+        while (seconds := pipe.recv()) is not None:
+            pipe.send(("round", _run_round(side, meter, seconds)))
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        pipe.send(("error", one_line(error)))
+    finally:
+        if side is not None:
+            side.close()
+
+
+def _run_round(side: BuiltSide, meter: Any, seconds: float) -> dict[str, Any]:
+    """Take batches for `seconds`: images_per_s, cpu_s_per_image, cores_used, waits_s for each batch, shares, memory."""
+    for _ in range(side.lead_in):
+        next(side.batches)
+    _synchronize(side.device)
+    took = _Round()
+    with meter.sampling():
+        began_s, cpu_began_s = time.perf_counter(), time.process_time()
+        last_s = began_s
+        while last_s < began_s + seconds:
+            image_NCHW = next(side.batches)[0]
+            now_s = time.perf_counter()
+            took.waits_s.append(now_s - last_s)
+            last_s = now_s
+            took.num_images += len(image_NCHW)
+        _synchronize(side.device)
+        wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_began_s
+    return {
+        "images_per_s": took.num_images / wall_s,
+        "cpu_s_per_image": cpu_s / took.num_images,
+        "cores_used": cpu_s / wall_s,
+        "waits_s": took.waits_s,
+        **meter.read(),
+        "no_shares_because": meter.missing,
+        **meter.memory(),
+        "host_peak_mib": read_status_mib("VmHWM"),
+    }
+
+
+def _synchronize(device: Any) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def read_status_mib(name: str) -> float:
+    """Read a memory figure of this process from /proc/self/status, MiB (VmRSS: now, VmHWM: the most so far)."""
+    with open("/proc/self/status") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return 0.0

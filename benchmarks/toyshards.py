@@ -1,0 +1,147 @@
+"""Shards of toy data in the sizes of the real sets, drawn and packed once: what a benchmark reads on a machine without data.
+
+    python benchmarks/toyshards.py carvana --samples 48
+
+Drawn pictures carry sensor noise, so a JPEG of them is larger than a photograph's (a full-size car is about 500 KB, a real one
+about 100 to 300 KB): bytes an image stand in every record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from unetfast.data.options import PackOptions
+from unetfast.data.pack import pack
+from unetfast.data.toy import write_toy
+
+
+@dataclass(frozen=True, slots=True)
+class ToySet:
+    """How a toy set is drawn.
+
+    Args:
+        size_hw: height and width of an image, pixels; ade20k's vary around it.
+        images_per_group: angles a car, frames a video.
+        layout: of the source folder.
+        num_samples: drawn unless another number is asked for.
+    """
+
+    size_hw: tuple[int, int]
+    images_per_group: int
+    layout: str
+    num_samples: int
+
+
+TOY_SETS = {
+    "carvana": ToySet((1280, 1918), 4, "kaggle", 48),
+    "clevr": ToySet((160, 240), 22, "flat", 176),
+    "ade20k": ToySet((512, 683), 1, "challenge", 128),
+}
+SMALL_SAMPLES = 16  # of a set in a test's size
+SMALL_DIVISOR = 4  # of its sides there
+
+
+@dataclass(frozen=True, slots=True)
+class ToyShards:
+    """Folders of one set.
+
+    Args:
+        shards: as `unetfast shard` packs by default: JPEG as they are, others raw in LZ4, masks in LZ4.
+        png_shards: the same samples with PNG for all that is no JPEG, as other readers want them.
+    """
+
+    shards: Path
+    png_shards: Path
+
+
+def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, small: bool = False) -> ToyShards:
+    """Draw and pack a toy set below `root`, once; the same arguments find it again.
+
+    Args:
+        name: one of `TOY_SETS`.
+        root: folder for this and other sets.
+        num_samples: at least; whole cars and videos are drawn.
+        small: a few small images, for tests.
+    """
+    toy = TOY_SETS[name]
+    if small:
+        height, width = toy.size_hw
+        size_hw = (height // SMALL_DIVISOR, width // SMALL_DIVISOR)
+        toy = ToySet(size_hw, min(4, toy.images_per_group), toy.layout, SMALL_SAMPLES)
+    wanted = num_samples or toy.num_samples
+    source = root / f"{name}-{toy.size_hw[0]}x{toy.size_hw[1]}-{wanted}"
+    if not source.is_dir():
+        _draw(name, toy, wanted, source)
+    made = ToyShards(root / f"{source.name}-shards", root / f"{source.name}-png")
+    options = {"val_fraction": 0.0, "shard_mib": 16.0}
+    pack(source, made.shards, dataset=name, options=PackOptions(**options))
+    pack(source, made.png_shards, dataset=name, options=PackOptions(**options, image_codec="png", mask_codec="png"))
+    return made
+
+
+def _draw(name: str, toy: ToySet, num_samples: int, out: Path) -> None:
+    """Draw groups in as many processes as there are cores, each into a folder of its own, and put them together."""
+    num_groups = -(-num_samples // toy.images_per_group)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as work_name:
+        work = Path(work_name)
+        jobs = [(name, toy, work / str(number), number) for number in range(num_groups)]
+        with multiprocessing.get_context("spawn").Pool(min(len(jobs), len(os.sched_getaffinity(0)))) as pool:
+            pool.starmap(_draw_group, jobs, chunksize=max(1, len(jobs) // 64))
+        whole = work / "whole"
+        for number in range(num_groups):
+            _take_over(work / str(number), whole, number)
+        whole.rename(out)
+
+
+def _draw_group(name: str, toy: ToySet, folder: Path, number: int) -> None:
+    num_groups = 2 if name == "ade20k" else 1  # its layout has a validation folder, which wants an image too
+    write_toy(
+        folder,
+        name,
+        num_groups=num_groups,
+        seed=number,
+        images_per_group=toy.images_per_group,
+        size_hw=toy.size_hw,
+        layout=toy.layout,
+    )
+
+
+def _take_over(group: Path, whole: Path, number: int) -> None:
+    """Move a group's files into the whole set; names that each group counts from its own beginning get its number."""
+    for path in sorted(group.rglob("*")):
+        relative = path.relative_to(group).as_posix()
+        if path.is_dir() or ("validation" in path.parts and number):
+            continue
+        named = re.sub(r"video_\d+", f"video_{number}", re.sub(r"ADE_train_\d+", f"ADE_train_{number + 1:08d}", relative))
+        target = whole / named
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+
+
+def default_root() -> Path:
+    """Return where toy shards are kept unless a folder is named."""
+    return Path(tempfile.gettempdir()) / f"unetfast-bench-{os.getuid()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=list(TOY_SETS))
+    parser.add_argument("--data", type=Path, default=default_root(), help="folder to keep them in (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=None, help="at least so many (default: by set)")
+    parser.add_argument("--small", action="store_true", help="a few small images, to try a benchmark")
+    given = parser.parse_args()
+    for name in given.names:
+        made = make_toy_shards(name, given.data, num_samples=given.samples, small=given.small)
+        print(f"{made.shards}\n{made.png_shards}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
