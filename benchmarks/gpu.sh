@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, unattended, in less than eight minutes: what works, the gpu tests, parity, speed.
+#
+#   benchmarks/gpu.sh OUT          see benchmarks/README.md
+#
+# A part that fails, hangs or crashes is reported, and the next one runs. OUT holds the results so far at any time.
+set -uo pipefail
+
+if [ $# -ne 1 ]; then
+    echo "usage: benchmarks/gpu.sh OUT" >&2
+    exit 2
+fi
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$1" || exit 2
+OUT=$(cd "$1" && pwd)
+PYTHON=${PYTHON:-python3}
+DEVICE=${UNETFAST_BENCH_DEVICE:-cuda}      # cuda | cpu
+SCALE=${UNETFAST_BENCH_SCALE:-full}        # full | small
+DEADLINE=${UNETFAST_BENCH_SECONDS:-465}    # no part begins or goes on behind it
+PARTS=${UNETFAST_BENCH_PARTS:-all}         # or names, separated by commas
+BREAK=${UNETFAST_BENCH_BREAK:-}            # a part that is made to fail, to see that the others go on
+WORK=$(mktemp -d)
+trap 'jobs -p | xargs -r kill 2>/dev/null; rm -rf "$WORK"' EXIT
+trap 'exit 143' TERM INT
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export TORCHINDUCTOR_CACHE_DIR="$WORK/inductor"
+cd "$ROOT" || exit 2
+: >"$OUT/log.txt"
+: >"$WORK/parts.tsv"
+SECONDS=0
+declare -A PIDS=()
+
+# begin NAME LIMIT_S COMMAND...: start a part in the background, unless it was not asked for or there is no time
+begin() {
+    local name=$1 limit=$2 left=$((DEADLINE - SECONDS))
+    shift 2
+    case ",$PARTS," in *",all,"* | *",$name,"*) ;; *) return 0 ;; esac
+    if [ "$left" -lt 10 ]; then
+        printf '%s\tno time\t0\t%s\n' "$name" "$limit" >>"$WORK/parts.tsv"
+        return 0
+    fi
+    [ "$limit" -le "$left" ] || limit=$left
+    [ "$name" != "$BREAK" ] || set -- sh -c 'echo "broken on purpose" >&2; exit 3'
+    (
+        began=$SECONDS
+        trap 'kill "$running"' TERM
+        timeout -k 5 "$limit" "$@" >"$WORK/$name.log" 2>&1 &
+        running=$!
+        wait "$running"
+        printf '%s\t%s\t%s\t%s\n' "$name" "$?" "$((SECONDS - began))" "$limit" >>"$WORK/parts.tsv"
+    ) &
+    PIDS[$name]=$!
+}
+
+# finish NAME...: wait for parts, and take what they left into OUT
+finish() {
+    local name
+    for name in "$@"; do
+        [ -n "${PIDS[$name]:-}" ] || continue
+        wait "${PIDS[$name]}"
+        { echo "===== $name"; tail -c 200000 "$WORK/$name.log"; echo; } >>"$OUT/log.txt"
+        echo "$SECONDS s: $("$PYTHON" benchmarks/gpu_summary.py "$WORK" "$OUT" --tell "$name")"
+    done
+}
+
+part() {
+    begin "$@"
+    finish "$1"
+}
+
+# what differs between a real run and a trial of this script
+TOY=(--data "$WORK/data" --device "$DEVICE")
+if [ "$SCALE" = small ]; then
+    TOY+=(--small) SMALL=(--small)
+    ROUNDS=(--rounds 2 --seconds 0.2) TAX_ROUNDS=(--rounds 2 --seconds 0.2)
+    TAX=(--set model.base_channels=4 --set model.depth=2 --set "loader.size_hw=[32, 48]" --set loader.batch_size=4)
+    SIZE=64x96 LARGE=128x192 ADE=64x64 BATCHES=2 THREADS=1 CORES=1
+else
+    SMALL=()
+    ROUNDS=(--rounds 5 --seconds 0.8) TAX_ROUNDS=(--rounds 5 --seconds 1.0)
+    TAX=()
+    SIZE=160x240 LARGE=640x960 ADE=256x256 BATCHES=6 THREADS=0 CORES=4
+fi
+if [ "$DEVICE" = cuda ]; then
+    PARITY=default,hw_decoder_load=0,hw_decoder_load=1,inflate=gpu,region_decode=always
+    INFLATE=,dali:inflate=gpu
+else
+    PARITY=default INFLATE=
+fi
+LOADER=("$PYTHON" benchmarks/loader.py "${TOY[@]}" --threads "$THREADS" "${ROUNDS[@]}")
+
+environment() {
+    "$PYTHON" -c 'import json, harness; print(json.dumps(harness.describe_environment()))' >"$WORK/environment.json"
+    {
+        uname -a; date -u; nproc; free -m; lscpu; df -h "$WORK"
+        nvidia-smi; nvidia-smi -q -d MEMORY,UTILIZATION,CLOCK,ENCODER_STATS
+        "$PYTHON" -c 'from importlib.metadata import distributions
+print("\n".join(sorted({f"{one.name} {one.version}" for one in distributions()}, key=str.lower)))'
+        env | grep -E '^(PYTHONPATH|LD_LIBRARY_PATH|CUDA|NVIDIA|UNETFAST)'
+    } >"$OUT/environment.txt" 2>&1
+    test -s "$WORK/environment.json"
+}
+export -f environment
+export PYTHON WORK OUT
+
+# tests with the mark gpu, and no others: a package that other tests want may be missing here
+TESTS=(-m gpu -q -ra -p no:cacheprovider -o addopts= -W default --continue-on-collection-errors --junitxml "$OUT/pytest.xml")
+"$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n "$([ "$SCALE" = small ] && echo 1 || echo 6)")
+"$PYTHON" -c 'import pytest_timeout' 2>/dev/null && TESTS+=(--timeout 60)
+mapfile -t FILES < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v '^tests/loader/')
+
+# nothing here is timed, so it may run side by side
+begin data 150 nice -n 10 "$PYTHON" benchmarks/toyshards.py carvana clevr ade20k "${SMALL[@]}" --data "$WORK/data"
+part environment 30 env PYTHONPATH="$ROOT/benchmarks:$PYTHONPATH" bash -c environment
+part probe 120 "$PYTHON" benchmarks/gpu_probe.py --device "$DEVICE" --steps works --json "$WORK/probe.json"
+begin tests 120 "$PYTHON" -m pytest "${TESTS[@]}" tests/loader "${FILES[@]}"
+finish data tests
+for set in carvana clevr ade20k; do
+    begin "parity-$set" 60 "$PYTHON" benchmarks/parity.py "${TOY[@]}" --toy $set --variants "$PARITY" --batches "$BATCHES" \
+        --timeout 45 --json "$WORK/parity-$set.json"
+done
+finish parity-carvana parity-clevr parity-ade20k
+
+# from here on one part at a time
+part rates 60 "$PYTHON" benchmarks/gpu_probe.py --device "$DEVICE" --steps rates --json "$WORK/rates.json"
+for cell in "ade20k $ADE" "carvana $SIZE" "carvana $LARGE" "clevr $SIZE"; do
+    read -r set size <<<"$cell"
+    part "loader-$set-$size" 75 "${LOADER[@]}" --toy "$set" --size "$size" --sides cpu,cpu-fast,dali,yardstick \
+        --json "$WORK/loader-$set-$size.json"
+done
+for set in carvana clevr ade20k; do
+    part "tax-$set" 100 "$PYTHON" benchmarks/loader_tax.py "${TOY[@]}" --toy $set --backends dali,cpu --threads 4 \
+        --cores "$CORES" "${TAX[@]}" "${TAX_ROUNDS[@]}" --json "$WORK/tax-$set.json"
+done
+LOADS=$(printf ',dali:hw_decoder_load=%s' 0 0.25 0.5 0.65 0.8 1)
+[ "$SCALE" != small ] || LOADS=,dali:hw_decoder_load=0
+for cell in "carvana $SIZE" "ade20k $ADE"; do
+    read -r set size <<<"$cell"
+    part "unit-$set" 75 "${LOADER[@]}" --toy "$set" --size "$size" --sides "${LOADS#,}" --json "$WORK/unit-$set.json"
+done
+for cell in "clevr $SIZE" "ade20k $ADE" "carvana $SIZE"; do
+    read -r set size <<<"$cell"
+    part "ways-$set" 60 "${LOADER[@]}" --toy "$set" --size "$size" \
+        --sides "dali:region_decode=never,dali:region_decode=always$INFLATE" --json "$WORK/ways-$set.json"
+done
+"$PYTHON" benchmarks/gpu_summary.py "$WORK" "$OUT"  # the last line, and the exit code
