@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from loader_shards import MadeSample, change_index, make_sample, write_shards
 
+from unetfast.data.codecs import encode_image
+
 NUM_SAMPLES = 13
 PLACES = {"first": 4, "middle": 6, "last": 7}  # in the second batch of four
 SPLITS = ("train", "val")
@@ -57,6 +59,30 @@ def insert_odd_marker(jpeg: bytes) -> bytes:
 def begin_in_the_middle(jpeg: bytes) -> bytes:
     """Put a marker among the pixels, of which DALI's decoder only warns."""
     return jpeg[: len(jpeg) // 2] + b"\xff\xd8" + jpeg[len(jpeg) // 2 :]
+
+
+def zero_end_marker(jpeg: bytes) -> bytes:
+    return jpeg[:-2] + bytes(2)
+
+
+def fill_middle(jpeg: bytes) -> bytes:
+    middle = len(jpeg) // 2
+    return jpeg[:middle] + b"\xff" * 40 + jpeg[middle + 40 :]
+
+
+def swap_restart_marker(jpeg: bytes) -> bytes:
+    """Give the third restart marker another number."""
+    assert b"\xff\xd2" in jpeg
+    return jpeg.replace(b"\xff\xd2", b"\xff\xd5", 1)
+
+
+def say_arithmetic(jpeg: bytes) -> bytes:
+    """Write into the frame header that the pixels are coded arithmetically, which they are not."""
+    return jpeg.replace(b"\xff\xc0", b"\xff\xc9", 1)
+
+
+def be_png(made: MadeSample) -> MadeSample:
+    return with_image(made, lambda _: encode_image(made.image, "png"))
 
 
 def claim_bomb(jpeg: bytes) -> bytes:
@@ -164,6 +190,15 @@ AFTER: dict[str, Callable[[Path, str, int], None]] = {
 }
 
 FAULTS = list({**BEFORE, **AFTER})
+# DALI's decoders pass over these with wrong pixels; the host looks at the markers
+BEFORE_BY_MARKERS: dict[str, tuple[str, str, Callable[[MadeSample], MadeSample]]] = {
+    "JPEG with its end zeroed": ("jpeg", "lz4", lambda made: with_image(made, zero_end_marker)),
+    "JPEG with 0xFF in its pixels": ("jpeg", "lz4", lambda made: with_image(made, fill_middle)),
+    "JPEG with restart markers out of order": ("restarts", "lz4", lambda made: with_image(made, swap_restart_marker)),
+    "JPEG that is not arithmetic": ("jpeg", "lz4", lambda made: with_image(made, say_arithmetic)),
+    "PNG in place of a JPEG": ("jpeg", "lz4", be_png),
+}
+BEFORE |= BEFORE_BY_MARKERS
 ODD_FOR_DALI = "JPEG with an odd marker"  # no fault for the CPU backend
 BEFORE[ODD_FOR_DALI] = ("jpeg", "lz4", lambda made: with_image(made, insert_odd_marker))
 # the message can only name the shard, or a sample by its number

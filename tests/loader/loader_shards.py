@@ -61,7 +61,7 @@ def make_sample(
     Args:
         number: seeds the pixels and names the key.
         hw: height and width.
-        kind: of the image: jpeg (4:4:4), jpeg420, gray, progressive, lz4 or png.
+        kind: of the image: jpeg (4:4:4), jpeg420, gray, progressive, restarts (markers in a JPEG), lz4 or png.
         mask_codec: lz4 or png.
         labels: the classes.
     """
@@ -72,9 +72,10 @@ def make_sample(
         data = simplejpeg.encode_jpeg(image, quality=95, colorspace="RGB", colorsubsampling="420")
     elif kind == "gray":
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image[:, :, :1]), quality=95, colorspace="GRAY")
-    elif kind == "progressive":
+    elif kind in ("progressive", "restarts"):
         stream = io.BytesIO()
-        Image.fromarray(image).save(stream, "JPEG", quality=95, progressive=True)
+        settings = {"progressive": True} if kind == "progressive" else {"restart_marker_blocks": 1}
+        Image.fromarray(image).save(stream, "JPEG", quality=95, **settings)
         data = stream.getvalue()
     else:
         data = encode_image(image, kind)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from loader_backends import dali_only
 from loader_batches import keep
-from loader_faults import FAULTS, NAMELESS, NUM_SAMPLES, ODD_FOR_DALI, PLACES, lose_shard
+from loader_faults import BEFORE_BY_MARKERS, FAULTS, NAMELESS, NUM_SAMPLES, ODD_FOR_DALI, PLACES, lose_shard
 from loader_shards import make_sample, write_shards
 
 from unetfast.data.reader import open_shards
@@ -52,6 +52,14 @@ def test_a_bad_sample_is_named(make_loader: MakeLoader, bad_shards: BadShards, f
     assert loader.position == 4  # nothing was handed out, nothing is lost
     assert loader.num_skipped == 0
     assert catch(loader) == str(caught.value)
+
+
+@pytest.mark.parametrize("fault", BEFORE_BY_MARKERS)
+def test_markers_out_of_order_are_seen_without_decoding(make_loader: MakeLoader, bad_shards: BadShards, fault: str) -> None:
+    folder = bad_shards(fault, 6)
+    check_message(catch(make_loader(folder=folder, training=False)), fault, 6)
+    lenient = make_loader(folder=folder, training=False, on_bad="skip")
+    assert [i for batch in keep(lenient) for i in batch.ids] == [i for i in ALL_IDS if i != 6]
 
 
 @pytest.mark.parametrize("fault", ["zeroed bytes", "truncated JPEG", "progressive JPEG without a table", "vanished shard"])

@@ -97,3 +97,13 @@ def test_scaled_decoding_stays_close(
         assert reference.psnr(to_hwc(batch.image[row]), image) >= least
         mask = reference.render_mask(made[sample_id].mask, numbers, row, target_hw, 255)
         assert np.array_equal(batch.mask[row].numpy(), mask)
+
+
+@pytest.mark.parametrize("stored_hw", [(401, 599), (40, 56)])
+def test_the_two_rules_for_the_edge_differ_in_the_outermost_pixels_alone(stored_hw: tuple[int, int]) -> None:
+    image = np.random.default_rng(5).integers(0, 256, (*stored_hw, 3)).astype(np.uint8)
+    one, other = (reference.resize_box(image, (0, 0, *stored_hw), (24, 32), beyond) for beyond in ("left out", "edge"))
+    differs = (np.abs(one - other) > 1e-9).any(axis=2)
+    assert differs[[0, -1]].all()
+    assert differs[:, [0, -1]].all()
+    assert not differs[1:-1, 1:-1].any()

@@ -25,8 +25,8 @@ def is_well_formed(data: bytes) -> bool:
     places = places[values[places + 1] != 0]  # a zero behind 0xFF makes it data
     place, num_frames, num_scans = 2, 0, 0
     while True:
-        if place + 4 > len(values) or values[place] != 0xFF:
-            return place + 2 == len(values) and bytes(data[place:]) == b"\xff\xd9" and num_scans > 0
+        if place + 2 > len(values) or values[place] != 0xFF:
+            return False
         marker = int(values[place + 1])
         if marker == 0xFF:  # fill byte
             place += 1
