@@ -12,6 +12,7 @@ from rich.console import Console
 
 from unetfast.app import doctor
 from unetfast.app.doctor import PackageState, examine, format_report, look_up_package, read_memory_gib, run_doctor
+from unetfast.loader.dali_install import DaliState
 
 
 def run(*, as_json: bool = False) -> tuple[doctor.DoctorReport, str]:
@@ -21,7 +22,7 @@ def run(*, as_json: bool = False) -> tuple[doctor.DoctorReport, str]:
 
 
 def find_all(name: str, module: str) -> PackageState:
-    return PackageState(name, "" if "dali" in name else "1.0")
+    return PackageState(name, "1.0")
 
 
 def find_all_but(*missing: str, broken: str = "") -> doctor.Callable[[str, str], PackageState]:
@@ -76,18 +77,40 @@ def test_a_package_that_does_not_load_is_a_problem() -> None:
     assert "opencv-python-headless 1.0 (broken)" in "\n".join(format_report(report))
 
 
-def test_missing_extras_are_hints_alone() -> None:
-    report = examine(find_all_but("nvidia-dali-cuda120", "nvidia-dali-cuda130", "onnx"))
+def test_missing_extras_are_hints_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine_dali", lambda device_type: DaliState((), "", "DALI is not installed: pip install it"))
+    report = examine(find_all_but("onnx"))
     assert report.ok
-    text = "\n".join(report.hints)
-    assert "unetfast[export]" in text
-    assert ("unetfast[dali]" in text) == (report.system == "Linux x86_64")
+    assert "DALI loader: DALI is not installed: pip install it" in report.hints
+    assert any("unetfast[export]" in hint for hint in report.hints)
+    assert "DALI not installed" in format_report(report)[0]
 
 
-def test_both_builds_of_dali_are_reported() -> None:
-    report = examine(find_all_but())
-    assert [state.name for state in report.dali] == ["nvidia-dali-cuda120", "nvidia-dali-cuda130"]
-    assert "both installed" in "\n".join(report.hints)
+def test_what_is_installed_of_dali_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = (("nvidia-dali-cuda120", "2.4.0"), ("nvidia-dali-cuda130", "2.4.0"))
+    monkeypatch.setattr(doctor, "examine_dali", lambda device_type: DaliState(packages, "2.4.0", "both overwrite each other"))
+    report = examine(find_all)
+    assert report.ok
+    lines = format_report(report)
+    assert lines[0].endswith("   nvidia-dali-cuda120 2.4.0   nvidia-dali-cuda130 2.4.0")
+    assert "DALI loader: both overwrite each other" in lines
+    monkeypatch.setattr(doctor, "examine_dali", lambda device_type: DaliState((), "2.5.0", ""))
+    monkeypatch.setattr(doctor, "find_import_error", lambda module: "")
+    assert format_report(examine(find_all))[0].endswith("   DALI 2.5.0")
+
+
+def test_dali_is_examined_where_torch_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine_dali", lambda device_type: DaliState((), "", f"examined for {device_type}"))
+    assert "DALI loader: examined for cpu" in examine(find_all_but("torch")).hints
+
+
+def test_dali_that_does_not_load_is_a_hint_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine_dali", lambda device_type: DaliState((), "2.4.0", ""))
+    monkeypatch.setattr(doctor, "find_import_error", lambda module: f"ImportError: {module}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = examine(find_all)
+    assert not [problem for problem in report.problems if "DALI" in problem]
+    assert any(hint.startswith("DALI 2.4.0 does not load (ImportError: nvidia.dali)") for hint in report.hints)
 
 
 def test_gpus_are_listed_with_memory_driver_and_capability(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,7 @@ def test_the_table_at_source_size_says_where_the_loss_was_taken(shards: Path, ch
     assert "6 images at their stored size" in out.getvalue()
     assert f"loss at training size {evaluation.loss:.4f}" in out.getvalue()
     assert "best.pt: step 10, 2 classes" in notes.getvalue()
+    assert "loader  cpu (no GPU is used)\n" in notes.getvalue()
 
 
 def test_absent_classes_are_counted_and_have_no_row(tmp_path: Path, save_tiny_model: SaveModel) -> None:

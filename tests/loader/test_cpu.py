@@ -8,11 +8,10 @@ import pytest
 import torch
 from loader_batches import keep
 
-from unetfast.config import LoaderConfig, build_config
+from unetfast.config import build_config
 from unetfast.data.reader import open_shards
-from unetfast.errors import UserError
 from unetfast.loader.batch import Loader
-from unetfast.loader.build import build_loader, choose_backend
+from unetfast.loader.build import build_loader
 
 CPU = torch.device("cpu")
 
@@ -42,25 +41,6 @@ def test_a_batch_is_valid_until_the_next_is_asked_for(shards: Path) -> None:
                     future.result()  # all that is prefetched is done now
             assert torch.equal(batch.image_NCHW, before[0])
             assert torch.equal(batch.mask_NHW, before[1])
-
-
-@pytest.mark.parametrize(
-    ("backend", "device", "name", "reason"),
-    [
-        ("auto", "cpu", "cpu", "no GPU is used"),
-        ("cpu", "cuda", "cpu", "asked for"),
-        ("auto", "cuda", "cpu", "DALI"),
-    ],
-)
-def test_the_choice_of_a_backend_says_why(backend: str, device: str, name: str, reason: str) -> None:
-    choice = choose_backend(LoaderConfig(backend=backend), torch.device(device))
-    assert choice.name == name
-    assert reason in choice.reason
-
-
-def test_a_backend_that_is_not_there_is_refused(shards: Path) -> None:
-    with pytest.raises(UserError, match=r"--set loader.backend=cpu"):
-        make(shards, backend="dali")
 
 
 @pytest.mark.gpu

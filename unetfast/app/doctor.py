@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unetfast.loader.dali_install import DaliState, examine_dali
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,7 +36,6 @@ CORE_PACKAGES = {
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
 }
-DALI_PACKAGES = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
 EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 OTHER_PACKAGES = {"torchvision": "torchvision"}
 
@@ -68,7 +69,7 @@ class DoctorReport:
         system: operating system and machine.
         packages: core packages.
         extras: packages of the extras, and torchvision.
-        dali: DALI packages installed, by distribution name.
+        dali: what is installed of DALI, and what is wrong with it for the device that training would use.
         cuda_build: CUDA version that torch was built with; "" for a CPU build.
         gpus: GPUs that torch sees.
         num_cores: cores that this process may use.
@@ -84,7 +85,7 @@ class DoctorReport:
     system: str
     packages: list[PackageState] = field(default_factory=list)
     extras: list[PackageState] = field(default_factory=list)
-    dali: list[PackageState] = field(default_factory=list)
+    dali: DaliState = field(default_factory=lambda: DaliState((), "", ""))
     cuda_build: str = ""
     gpus: list[GpuState] = field(default_factory=list)
     num_cores: int = 1
@@ -127,7 +128,6 @@ def examine(find_package: Callable[[str, str], PackageState] | None = None) -> D
         report.problems.append(f"Python {report.python}: unetfast needs 3.11 to 3.13")
     report.packages = [find_package(name, module) for name, module in CORE_PACKAGES.items()]
     report.extras = [find_package(name, module) for name, module in (OTHER_PACKAGES | EXPORT_PACKAGES).items()]
-    report.dali = [state for name in DALI_PACKAGES if (state := find_package(name, "nvidia.dali")).version]
     report.memory_gib = read_memory_gib()
     for state in report.packages:
         if not state.version:
@@ -138,6 +138,8 @@ def examine(find_package: Callable[[str, str], PackageState] | None = None) -> D
             )
     if all(state.version and not state.error for state in report.packages):
         _examine_devices(report)
+    else:
+        report.dali = examine_dali("cpu")
     _add_hints(report)
     return report
 
@@ -148,19 +150,23 @@ def look_up_package(name: str, module: str) -> PackageState:
         found = version(name)
     except PackageNotFoundError:
         return PackageState(name, "")
+    return PackageState(name, found, find_import_error(module))
+
+
+def find_import_error(module: str) -> str:
+    """Import a module; return its error in one line, "" where there is none."""
     try:
         import_module(module)
     except Exception as error:  # a broken library may raise anything while it is loaded
-        return PackageState(name, found, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    return PackageState(name, found)
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
 
 
 def _examine_devices(report: DoctorReport) -> None:
     import torch
 
-    from unetfast.config import LoaderConfig
+    from unetfast.config import Config
     from unetfast.device import num_usable_cores, resolve_amp, resolve_device
-    from unetfast.errors import UserError
     from unetfast.loader.build import choose_backend
 
     report.num_cores = num_usable_cores()
@@ -172,11 +178,9 @@ def _examine_devices(report: DoctorReport) -> None:
     device = resolve_device("auto")
     policy = resolve_amp("auto", device)
     report.amp = f"{policy.name}: {policy.reason}"
-    try:
-        choice = choose_backend(LoaderConfig(), device)
-        report.backend, report.backend_reason = choice.name, choice.reason
-    except UserError as error:
-        report.problems.append(str(error))
+    report.dali = examine_dali(device.type)
+    choice = choose_backend(Config(), device)
+    report.backend, report.backend_reason = choice.name, choice.reason
     if not report.gpus and report.cuda_build and shutil.which("nvidia-smi"):
         report.problems.append(
             f"nvidia-smi is here, but torch (CUDA {report.cuda_build}) sees no GPU: the driver may be too old for it, or "
@@ -185,14 +189,11 @@ def _examine_devices(report: DoctorReport) -> None:
 
 
 def _add_hints(report: DoctorReport) -> None:
-    if not report.dali and platform.system() == "Linux" and platform.machine() == "x86_64":
-        report.hints.append("DALI is not installed. To decode on a GPU: pip install 'unetfast[dali]'")
-    for state in report.dali:
-        if state.error:
-            report.hints.append(f"{state.name} {state.version} does not load here ({state.error})")
-    if len(report.dali) > 1:
-        names = " and ".join(state.name for state in report.dali)
-        report.hints.append(f"{names} are both installed and overwrite each other: pip uninstall both, then install one")
+    if report.dali.problem and report.dali.problem != report.backend_reason:
+        report.hints.append(f"DALI loader: {report.dali.problem}")
+    elif report.dali.version and not report.dali.problem and (error := find_import_error("nvidia.dali")):
+        lines = report.problems if report.backend == "dali" else report.hints
+        lines.append(f"DALI {report.dali.version} does not load ({error}): install it anew, or take --set loader.backend=cpu")
     missing = [state.name for state in report.extras if not state.version and state.name in EXPORT_PACKAGES]
     if missing:
         report.hints.append(f"{', '.join(missing)} not installed. To export to ONNX: pip install 'unetfast[export]'")
@@ -232,7 +233,8 @@ def format_report(report: DoctorReport) -> list[str]:
     """Lay the report out in lines, for people."""
     versions = {state.name: state for state in [*report.packages, *report.extras]}
     torch_build = f" (CUDA {report.cuda_build})" if report.cuda_build else " (CPU build)" if versions["torch"].version else ""
-    dali = ", ".join(f"{state.name} {state.version}" for state in report.dali) or "DALI not installed"
+    dali = "   ".join(f"{name} {version}" for name, version in report.dali.packages)
+    dali = dali or (f"DALI {report.dali.version}" if report.dali.version else "DALI not installed")
     lines = [
         f"python {report.python}   {_show(versions['torch'])}{torch_build}   {_show(versions['torchvision'])}   {dali}",
         "   ".join(_show(state) for name, state in versions.items() if name not in ("torch", "torchvision")),

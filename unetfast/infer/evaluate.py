@@ -32,7 +32,7 @@ from unetfast.infer.fullsize import iter_stripes
 from unetfast.infer.load import build_loss, load_model
 from unetfast.infer.show import build_bar, print_scores
 from unetfast.loader.batch import Batch, Loader
-from unetfast.loader.build import build_loader
+from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.metrics import CONVENTION, SegmentationMetrics, compute_metrics, confusion_matrix
 from unetfast.viz.panels import Panel
@@ -287,6 +287,9 @@ def evaluate_checkpoint(
     settings = ["loader.backend=auto", f"loader.threads={threads}", f"eval.size={size or run.eval.size}", *(overrides or [])]
     config = build_config(apply_overrides(run.model_dump(mode="json"), settings), where="eval")
     batch_size = batch_size or config.eval.batch_size or config.loader.batch_size // config.train.accumulation
+    choice = choose_backend(config, trained.device)
+    if console is not None:
+        console.print(f"loader  {choice.name} ({choice.reason})", markup=False, soft_wrap=True)
     reader = folder.split(split)
     try:
         loss = build_loss(config.loss, folder.manifest, split=split, console=console).to(trained.device)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from unetfast.config import Config, LoaderConfig
+from unetfast.config import Config
 from unetfast.data.reader import SplitReader
 from unetfast.device import num_usable_cores
 from unetfast.errors import UserError
 from unetfast.loader.batch import Loader
 from unetfast.loader.cpu import CpuLoader
+from unetfast.loader.dali_install import examine_dali, find_nvcomp_problem
 from unetfast.loader.stream import SampleStream
+
+if TYPE_CHECKING:
+    from unetfast.loader.dali_loader import DaliLoader
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +33,28 @@ class BackendChoice:
     reason: str
 
 
-def choose_backend(config: LoaderConfig, device: torch.device) -> BackendChoice:
-    """Turn `loader.backend` into a choice; "auto" takes the best that works here.
+def choose_backend(config: Config, device: torch.device) -> BackendChoice:
+    """Turn `loader.backend` into a choice: "auto" takes DALI where batches go to a GPU and DALI works, else the CPU backend.
+
+    Does not import DALI.
 
     Raises:
-        UserError: a backend is asked for that cannot be had; says what to set.
+        UserError: DALI is asked for and cannot be used; says what to install or set.
     """
-    if config.backend == "cpu":
+    backend = config.loader.backend
+    if backend == "cpu":
         return BackendChoice("cpu", "asked for")
-    if config.backend == "dali":
-        return BackendChoice("dali", "asked for")
-    if device.type == "cuda":
-        return BackendChoice("cpu", "the DALI backend is not part of this version")
-    return BackendChoice("cpu", "no GPU is used")
+    if backend == "auto" and device.type != "cuda":
+        return BackendChoice("cpu", "no GPU is used")
+    state = examine_dali(device.type)
+    problem = state.problem
+    if not problem and device.type == "cuda" and config.dali.inflate == "gpu":
+        problem = find_nvcomp_problem()
+    if backend == "auto":
+        return BackendChoice("cpu", problem) if problem else BackendChoice("dali", f"a GPU is used, DALI is {state.version}")
+    if problem:
+        raise UserError(f'loader.backend = "dali": {problem}\n  or take --set loader.backend=cpu')
+    return BackendChoice("dali", "asked for")
 
 
 def build_loader(
@@ -71,7 +85,7 @@ def build_loader(
         UserError: the settings do not fit together, or the backend cannot be had.
         CorruptShardError: the split's class table, which the balanced sampler reads, is damaged.
     """
-    choice = choose_backend(config.loader, device)
+    choice = choose_backend(config, device)
     batch_size = config.loader.batch_size if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: must be at least 1")
@@ -98,7 +112,16 @@ def build_loader(
     )
     num_threads = config.loader.threads or num_usable_cores()
     if choice.name == "dali":
-        from unetfast.loader.dali_loader import DaliLoader
-
-        return DaliLoader(stream, config, num_threads=num_threads, device=device)
+        return _import_dali_loader()(stream, config, num_threads=num_threads, device=device)
     return CpuLoader(stream, config.loader, num_threads=num_threads, device=device)
+
+
+def _import_dali_loader() -> type[DaliLoader]:
+    try:
+        from unetfast.loader.dali_loader import DaliLoader
+    except (ImportError, OSError) as error:  # one of DALI's own requirements, or a library, is missing
+        raise UserError(
+            f"DALI is installed, but cannot be imported ({type(error).__name__}: {error})\n"
+            "  install it anew, or take --set loader.backend=cpu"
+        ) from error
+    return DaliLoader

@@ -186,7 +186,7 @@ def describe_run(run: Run, shards: Path) -> list[str]:
     number_format = "float32" if run.amp.name == "off" else run.amp.name
     modes = ["channels_last"] * config.train.channels_last + ["compiled" if run.compiled else "not compiled"]
     widths = f"{config.model.base_channels}..{config.model.base_channels * 2**config.model.depth}"
-    reason = choose_backend(config.loader, run.device).reason
+    reason = choose_backend(config, run.device).reason
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
     stored = describe_sizes(run.train_reader.rows)
     length = f"{config.train.epochs} epochs, {run.total_steps:,} steps"
