@@ -22,7 +22,7 @@ test: $(STAMP)
 
 venv: $(STAMP)
 
-# the extra dali holds a marker: it installs nothing but on Linux x86-64
+# the extra dali holds a marker: it installs nothing but on Linux (x86-64, aarch64)
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "error: no Python 3.11, 3.12 or 3.13 on the PATH (with its venv module: on Debian and Ubuntu, apt install python3-venv)" >&2; \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,6 +234,16 @@ def test_no_driver_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(dali_install.ctypes, "CDLL", fail)
     assert read_driver_cuda() is None
+
+
+def test_the_extras_are_those_that_the_remedies_name() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = ".".join(str(part) for part in dali_install.MIN_DALI_VERSION)
+    for package, cuda in dali_install._CUDA_OF_PACKAGE.items():
+        name = dali_install._EXTRA[cuda].removeprefix("unetfast[").removesuffix("]")
+        (entry,) = project["optional-dependencies"][name]
+        assert entry.startswith(f"{package}>={oldest}; ")
+        assert all(f"platform_machine == '{machine}'" in entry for machine in dali_install._MACHINES)
 
 
 @pytest.mark.dali
