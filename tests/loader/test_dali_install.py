@@ -112,6 +112,7 @@ def test_what_stops_dali_is_said_with_its_remedy(machine: Machine, case: str, de
     problem = examine_dali(device_type).problem
     for part in parts:
         assert part in problem
+    assert find_nvcomp_problem() == ""  # of which nothing is said while more is wrong
 
 
 GPU_ALONE: dict[str, tuple[Callable[[Machine], object], tuple[str, ...]]] = {

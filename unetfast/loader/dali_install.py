@@ -76,9 +76,9 @@ def examine_dali(device_type: str) -> DaliState:
 def find_nvcomp_problem() -> str:
     """Tell why DALI cannot inflate LZ4 on a GPU (`dali.inflate = "gpu"`), and what to do; "" where it can."""
     files = _find_files()
-    if files is None or not (binary := files.folder / "libdali_operators.so").is_file():
+    if files is None or files.cuda not in _NVCOMP_PACKAGE:
         return ""  # examine_dali has more to say
-    soname, folders = _read_wants(binary, "libnvcomp")
+    soname, folders = _read_wants(files.folder / "libdali_operators.so", "libnvcomp")
     if _is_there(soname, folders):
         return ""
     return f"nvCOMP ({soname}), with which DALI inflates LZ4 on a GPU, is missing: pip install {_NVCOMP_PACKAGE[files.cuda]}"
