@@ -9,11 +9,13 @@ about 100 to 300 KB): bytes an image stand in every record.
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import re
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +94,11 @@ def _draw(name: str, toy: ToySet, num_samples: int, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work_name:
         work = Path(work_name)
-        jobs = [(name, toy, work / str(number), number) for number in range(num_groups)]
-        with multiprocessing.get_context("spawn").Pool(min(len(jobs), len(os.sched_getaffinity(0)))) as pool:
-            pool.starmap(_draw_group, jobs, chunksize=max(1, len(jobs) // 64))
+        folders = [work / str(number) for number in range(num_groups)]
+        draw = functools.partial(_draw_group, name, toy)
+        num_processes = min(num_groups, len(os.sched_getaffinity(0)))
+        with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(draw, folders, range(num_groups), chunksize=max(1, num_groups // 64)))
         whole = work / "whole"
         for number in range(num_groups):
             _take_over(work / str(number), whole, number)
