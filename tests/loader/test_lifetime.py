@@ -36,8 +36,8 @@ def count_threads() -> int:
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    """Wait until something is so, for a minute at most: a thread that was joined is listed a moment longer."""
-    deadline = time.monotonic() + 60
+    """Wait until something is so, for 20 s at most: a thread that was joined is listed a moment longer."""
+    deadline = time.monotonic() + 20
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -80,6 +80,7 @@ def test_close_stops_all_threads_and_may_be_repeated(build: Callable[..., Loader
     loader.close()
     loader.close()
     assert not any(thread.is_alive() for thread in own_threads())
+    assert wait_for(lambda: count_threads() <= before)  # while the closed loader is still held
 
 
 @pytest.mark.usefixtures("no_thread_left")

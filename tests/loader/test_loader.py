@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,8 +83,10 @@ def test_validation_sees_each_sample_once_in_index_order_and_again(make_loader: 
 
 def test_a_validation_pass_that_was_broken_off_begins_anew(make_loader: MakeLoader) -> None:
     loader = make_loader(training=False)
-    keep(loader, 2)
-    assert keep(loader)[0].ids == [0, 1, 2, 3]
+    begun = keep(loader, 2)
+    again = keep(loader)
+    assert again[:2] == begun
+    assert [batch.ids for batch in again] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12]]
 
 
 def test_training_goes_on_where_the_loop_left_off(make_loader: MakeLoader) -> None:
@@ -146,6 +149,25 @@ def test_the_number_of_ranks_may_change_on_resume(make_loader: MakeLoader) -> No
     alone = make_loader(augment=ALL)
     alone.load_state_dict(pair[0].state_dict())
     assert keep(alone, 4) == whole[2:]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_in_the_making_are_given_up_on_a_jump(make_loader: MakeLoader, training: bool) -> None:
+    """A loader is sent back and forth while it has batches under way: none of them may come out in another's place."""
+    settings = {"training": training, "augment": ALL, "batch_size": 2, "prefetch_batches": 3}
+    first = make_loader(**settings)
+    states, whole = [first.state_dict()], []
+    for batch in itertools.islice(first, 6):
+        whole += keep(iter([batch]))
+        states.append(first.state_dict())
+    loader = make_loader(**settings)
+    for place in (2, 0, 3, 1, 1, 4):
+        loader.load_state_dict(states[place])
+        found = []
+        for batch in itertools.islice(loader, 2):
+            found += keep(iter([batch]))
+            time.sleep(0.02)  # so that there is something to give up
+        assert found == whole[place : place + 2]
 
 
 def test_prefetched_batches_do_not_count(make_loader: MakeLoader) -> None:
