@@ -25,6 +25,7 @@ trap 'exit 143' TERM INT
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TORCHINDUCTOR_CACHE_DIR="$WORK/inductor"
 cd "$ROOT" || exit 2
+rm -f "$OUT"/{summary.json,records.json,environment.txt,pytest.xml}
 : >"$OUT/log.txt"
 : >"$WORK/parts.tsv"
 SECONDS=0
@@ -104,7 +105,7 @@ export -f environment
 export PYTHON WORK OUT
 
 # tests with the mark gpu, and no others: a package that other tests want may be missing here
-TESTS=(-m gpu -q -ra -p no:cacheprovider -o addopts= -W default --continue-on-collection-errors --junitxml "$OUT/pytest.xml")
+TESTS=(-m gpu -v -ra -p no:cacheprovider -o addopts= -W default --continue-on-collection-errors --junitxml "$OUT/pytest.xml")
 "$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n "$([ "$SCALE" = small ] && echo 1 || echo 6)")
 "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && TESTS+=(--timeout 60)
 mapfile -t FILES < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v '^tests/loader/')
@@ -113,7 +114,7 @@ mapfile -t FILES < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v 
 begin data 150 nice -n 10 "$PYTHON" benchmarks/toyshards.py carvana clevr ade20k "${SMALL[@]}" --data "$WORK/data"
 part environment 30 env PYTHONPATH="$ROOT/benchmarks:$PYTHONPATH" bash -c environment
 part probe 120 "$PYTHON" benchmarks/gpu_probe.py --device "$DEVICE" --steps works --json "$WORK/probe.json"
-begin tests 120 "$PYTHON" -m pytest "${TESTS[@]}" tests/loader "${FILES[@]}"
+begin tests 150 "$PYTHON" -m pytest "${TESTS[@]}" tests/loader "${FILES[@]}"
 finish data tests
 for set in carvana clevr ade20k; do
     begin "parity-$set" 60 "$PYTHON" benchmarks/parity.py "${TOY[@]}" --toy $set --variants "$PARITY" --batches "$BATCHES" \

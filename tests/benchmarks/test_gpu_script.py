@@ -51,6 +51,14 @@ def test_the_summary_tells_how_each_part_ended(tmp_path: Path, capsys: pytest.Ca
     assert list(json.loads((out / "records.json").read_text())) == ["a"]
 
 
+def test_tests_that_had_no_time_for_their_report_are_counted_from_the_log(tmp_path: Path) -> None:
+    write_work(tmp_path / "work", ["tests\t124\t150\t150"])
+    (tmp_path / "work" / "tests.log").write_text("[gw0] PASSED a::b\n[gw1] FAILED a::c\nPASSED a::d\n")
+    summary, _ = gpu_summary.build_summary(tmp_path / "work", tmp_path)
+    counts = {"passed": 2, "failed": 1, "error": 0, "skipped": 0}
+    assert summary["parts"]["tests"]["found"] == {"from": "the log", **counts}
+
+
 def test_one_part_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_work(tmp_path / "work", ["b\t1\t2\t60"])
     (tmp_path / "work" / "b.log").write_text("boom\n")
