@@ -1,4 +1,4 @@
-"""What is the CPU backend's own: its memory is reused, and its batches go to a GPU; and how a backend is chosen."""
+"""What is the CPU backend's own: its memory is reused, and its batches go to a GPU."""
 
 from __future__ import annotations
 
