@@ -106,21 +106,21 @@ export PYTHON WORK OUT
 
 # tests with the mark gpu, and no others: a package that other tests want may be missing here
 TESTS=(-m gpu -v -ra -p no:cacheprovider -o addopts= -W default --continue-on-collection-errors --junitxml "$OUT/pytest.xml")
-"$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n "$([ "$SCALE" = small ] && echo 1 || echo 6)")
+"$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n "$([ "$SCALE" = small ] && echo 1 || echo 10)")
 "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && TESTS+=(--timeout 60)
 mapfile -t FILES < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v '^tests/loader/')
 
-# nothing here is timed, so it may run side by side
-begin data 150 nice -n 10 "$PYTHON" benchmarks/toyshards.py carvana clevr ade20k "${SMALL[@]}" --data "$WORK/data"
+# nothing here is timed, so it runs side by side
 part environment 30 env PYTHONPATH="$ROOT/benchmarks:$PYTHONPATH" bash -c environment
+begin data 150 nice -n 10 "$PYTHON" benchmarks/toyshards.py carvana clevr ade20k "${SMALL[@]}" --data "$WORK/data"
+begin tests 130 "$PYTHON" -m pytest "${TESTS[@]}" tests/loader "${FILES[@]}"
 part probe 120 "$PYTHON" benchmarks/gpu_probe.py --device "$DEVICE" --steps works --json "$WORK/probe.json"
-begin tests 150 "$PYTHON" -m pytest "${TESTS[@]}" tests/loader "${FILES[@]}"
-finish data tests
+finish data
 for set in carvana clevr ade20k; do
-    begin "parity-$set" 60 "$PYTHON" benchmarks/parity.py "${TOY[@]}" --toy $set --variants "$PARITY" --batches "$BATCHES" \
-        --timeout 45 --json "$WORK/parity-$set.json"
+    begin "parity-$set" 90 "$PYTHON" benchmarks/parity.py "${TOY[@]}" --toy $set --variants "$PARITY" --batches "$BATCHES" \
+        --timeout 75 --json "$WORK/parity-$set.json"
 done
-finish parity-carvana parity-clevr parity-ade20k
+finish parity-carvana parity-clevr parity-ade20k tests
 
 # from here on one part at a time
 part rates 60 "$PYTHON" benchmarks/gpu_probe.py --device "$DEVICE" --steps rates --json "$WORK/rates.json"
