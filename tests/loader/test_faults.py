@@ -126,7 +126,7 @@ def test_a_sample_that_dali_alone_rejects_is_named(make_loader: MakeLoader, bad_
     loader = make_loader(folder=folder, training=False)
     message = catch(loader)
     check_message(message, ODD_FOR_DALI, bad)
-    assert "DALI" in message
+    assert "DALI cannot decode it (nvImageCodec failure" in message
     assert catch(loader) == message
     assert loader.position == 4
 
@@ -151,18 +151,3 @@ def test_a_failure_of_dali_that_no_sample_explains_comes_out(make_loader: MakeLo
         keep(loader, 1)
     assert loader.position == 8
     assert begun + keep(loader, 4) == whole  # with a new pipeline, not one sample lost
-
-
-@dali_only
-def test_a_failure_of_dali_on_every_sample_leaves_none_out(make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken GPU must not look like a data set of bad samples."""
-    from unetfast.loader.dali import DaliGraph
-
-    def fail(graph: DaliGraph) -> object:
-        raise RuntimeError("the card is gone")
-
-    loader = make_loader(on_bad="skip")
-    monkeypatch.setattr(DaliGraph, "take", fail)
-    with pytest.raises(UserError, match="batch of sound samples: the card is gone"):
-        keep(loader, 1)
-    assert loader.num_skipped == 0

@@ -116,3 +116,10 @@ def test_any_bytes_at_all_are_answered(jpegs: dict[str, bytes], kind: str) -> No
         answers.append(is_well_formed(values.tobytes()))
     assert {bool(answer) for answer in answers} == {False, True}
     assert np.mean(answers) < 0.5
+
+
+def test_a_file_of_more_scans_than_any_real_one_is_left_to_the_decoder(jpegs: dict[str, bytes]) -> None:
+    jpeg = jpegs["gray"]
+    scan = jpeg[jpeg.index(b"\xff\xda") : -2]
+    assert is_well_formed(jpeg[:-2] + scan * 20 + EOI)
+    assert not is_well_formed(jpeg[:-2] + scan * 600 + EOI)

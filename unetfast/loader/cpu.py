@@ -158,4 +158,4 @@ class CpuLoader(PrefetchLoader[_Job]):
         return job.slot.hand_out(len(job), self._device)
 
     def _give_up(self, jobs: list[_Job]) -> None:
-        self._free.extend(job.slot for job in jobs)
+        self._free.extend(job.slot for job in jobs if job.slot is not self._handed_out)

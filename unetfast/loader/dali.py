@@ -8,6 +8,7 @@ Axis letters: N batch, H height, W width, C channels, B bytes of 8 packed pixels
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,21 @@ _DTYPES = {"float32": types.FLOAT, "int32": types.INT32}
 
 @dataclass(frozen=True, slots=True)
 class DaliSite:
-    """Where and how a pipeline runs: the device, its threads, the target size, the ignore index, and the [dali] section."""
+    """Where and how a pipeline runs.
+
+    Args:
+        device: with its index, where it is a GPU.
+        num_threads: of the pipeline; on a GPU nvImageCodec takes as many again, each with 16 MiB of device and pinned memory.
+        target_hw: height and width of batches, pixels.
+        usual_hw: size for which the JPEG unit takes memory beforehand, for a whole batch; (0, 0): none.
+        ignore_index: of masks.
+        config: the [dali] section.
+    """
 
     device: torch.device
     num_threads: int
     target_hw: tuple[int, int]
-    max_hw: tuple[int, int]
+    usual_hw: tuple[int, int]
     ignore_index: int
     config: DaliConfig
 
@@ -53,13 +63,17 @@ class DaliGraph:
         self._pipe = Pipeline(
             batch_size=batch_size,
             num_threads=site.num_threads,
-            device_id=(site.device.index or 0) if self._on_gpu else None,
+            device_id=site.device.index if self._on_gpu else None,
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
         with self._pipe:
             self._pipe.set_outputs(self._define_image(), self._define_mask())
-        self._pipe.build()
+        with warnings.catch_warnings():
+            # before any GPU pipeline DALI asks for NPP and cuFFT, which its wheels do not bring: remap, debayering, the old
+            # colour twist and spectra want them, and nothing here
+            warnings.filterwarnings("ignore", message=".*is no longer shipped with CUDA runtime")
+            self._pipe.build()
 
     def schedule(self, samples: Sequence[EncodedSample], numbers: dict[str, np.ndarray]) -> None:
         """Feed a batch and let it run; returns when its bytes are copied."""
@@ -119,7 +133,7 @@ class DaliGraph:
             "jpeg_fancy_upsampling": True,
         }
         if self._on_gpu:
-            height, width = self._site.max_hw
+            height, width = self._site.usual_hw
             settings |= {
                 "device": "mixed",
                 "hw_decoder_load": self._site.config.hw_decoder_load,

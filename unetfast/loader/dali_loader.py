@@ -26,6 +26,7 @@ from unetfast.loader.encoded import (
     FeedPlan,
     block_inputs,
     load_encoded,
+    make_control,
     number_inputs,
     plan_feed,
 )
@@ -34,6 +35,7 @@ from unetfast.loader.stream import BatchPlan, SampleStream
 
 # samples whose crop boxes decide whether regions are decoded
 _NUM_PEEKED = 256
+_MAX_GPU_THREADS = 16
 
 
 @dataclass(slots=True)
@@ -64,18 +66,19 @@ class _Work:
 class DaliLoader(PrefetchLoader[_Job]):
     """Batches of one split, decoded and augmented by DALI; see `unetfast.loader.batch.Loader`.
 
-    A batch stays valid as long as somebody holds it, on the stream that was current when it was asked for. When the next one is
-    asked for, the loader keeps the last one until the current stream has passed that point, so DALI does not use its memory
-    again while a kernel may still read it.
+    A batch is DALI's own memory. On a GPU it is valid for what is launched on the then current stream before the next one is
+    asked for: from there on the loader holds it until that stream has passed the point, so DALI does not use its memory again
+    while a kernel may still read it. (On a CPU it stays as it is for as long as somebody holds it.)
 
     With P = `loader.prefetch_batches`, memory of the host: the encoded bytes (of raw images: the pixels) of 2 P + 1 batches. Of
-    the device: for each of P + 1 batches under way its images at stored size and the finished batch, and up to P + 2 finished
-    ones that the device is still using. DALI keeps what it took for the next batches.
+    the device: for each of P batches under way its images at stored size and the finished batch, up to P + 2 finished ones that
+    the device is still using, 16 MiB a decoding thread (as much again pinned on the host), and, where a split's images are
+    of much the same size, what the JPEG unit takes for a whole batch of them. DALI keeps what it took for the next batches.
 
     Args:
         stream: the order of samples, and where it goes on.
         config: the loader, augment and dali sections.
-        num_threads: threads that read, and as many of DALI's own.
+        num_threads: threads that read, and as many of DALI's own (on a GPU twice 16 of these at most).
         device: where batches are made.
 
     Raises:
@@ -87,6 +90,14 @@ class DaliLoader(PrefetchLoader[_Job]):
     def __init__(self, stream: SampleStream, config: Config, *, num_threads: int, device: torch.device) -> None:
         if config.dali.inflate == "gpu" and device.type != "cuda":
             raise UserError('dali.inflate = "gpu" needs a GPU; take --set dali.inflate=host')
+        if config.dali.inflate == "gpu" and not config.loader.checksum:
+            raise UserError(
+                'dali.inflate = "gpu" with loader.checksum = false: what a GPU inflates from damaged members is wrong pixels, '
+                "and no error; take --set loader.checksum=true or --set dali.inflate=host"
+            )
+        index: int | None = device.index  # torch's own types leave the None out
+        if device.type == "cuda" and index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         reader = stream.reader
         numbers, stored_hw = stream.peek(_NUM_PEEKED)
         self._feed = plan_feed(
@@ -97,8 +108,14 @@ class DaliLoader(PrefetchLoader[_Job]):
             numbers=numbers,
             stored_hw=stored_hw,
         )
-        labels = reader.manifest.labels
-        self._site = DaliSite(device, num_threads, stream.target_hw, reader.split.max_hw, labels.ignore_index, config.dali)
+        self._site = DaliSite(
+            device=device,
+            num_threads=min(num_threads, _MAX_GPU_THREADS) if device.type == "cuda" else num_threads,
+            target_hw=stream.target_hw,
+            usual_hw=_find_usual_hw(reader.split.max_hw, stored_hw),
+            ignore_index=reader.manifest.labels.ignore_index,
+            config=config.dali,
+        )
         self._num_scheduled = config.loader.prefetch_batches  # at most, while one is used
         super().__init__(
             stream,
@@ -114,13 +131,13 @@ class DaliLoader(PrefetchLoader[_Job]):
     def close(self) -> None:
         """Stop all threads, DALI's among them; may be called twice. Batches that were handed out stay valid."""
         super().close()
-        self._graph = None
-        for event, _ in self._in_use:
-            event.synchronize()
-        self._in_use.clear()
-        if self._current is not None and self._site.device.type == "cuda":
-            torch.cuda.current_stream(self._site.device).synchronize()
-        self._current = None
+        try:
+            if self._site.device.type == "cuda" and (self._in_use or self._current is not None):
+                torch.cuda.synchronize(self._site.device)
+        finally:
+            self._graph = None
+            self._in_use.clear()
+            self._current = None
 
     def _next(self) -> Any:
         self._retire()
@@ -142,7 +159,7 @@ class DaliLoader(PrefetchLoader[_Job]):
 
     def _go_ahead(self) -> None:
         """Schedule the batches that are read, in their order."""
-        num_scheduled = sum(job.is_scheduled for job in self._jobs)
+        num_scheduled = sum(job.is_scheduled and job.tensors is None for job in self._jobs)
         for job in self._jobs:
             if num_scheduled >= self._num_scheduled or (not job.is_scheduled and (not job.is_loaded or job.bad)):
                 return
@@ -151,9 +168,17 @@ class DaliLoader(PrefetchLoader[_Job]):
                 num_scheduled += 1
 
     def _schedule(self, job: _Job) -> None:
-        if self._graph is None:
-            self._graph = DaliGraph(max(self._stream.max_part, 1), self._feed, self._site)
-        self._graph.schedule([sample for sample in job.samples if sample is not None], self._lay_out(job.plan))
+        """Feed a batch to the pipeline; one that was fed by halves is lost, or the next batch would be made of two."""
+        numbers = self._lay_out(job.plan)
+        try:
+            if self._graph is None:
+                self._graph = DaliGraph(max(self._stream.max_part, 1), self._feed, self._site)
+            self._graph.schedule([sample for sample in job.samples if sample is not None], numbers)
+        except BaseException as error:
+            self._graph = None
+            if isinstance(error, Exception):
+                raise UserError(_say_lost("DALI takes no batch", _pick_line(error))) from None
+            raise
         job.is_scheduled = True
         job.samples = []
 
@@ -164,14 +189,23 @@ class DaliLoader(PrefetchLoader[_Job]):
         return numbers | block_inputs(plan.augmentation, stored_hw, self._feed)
 
     def _complete(self, job: _Job) -> None:
+        if failure := self._take(job):
+            job.bad = self._find_bad(job.plan, failure)
+
+    def _take(self, job: _Job) -> str:
+        """Wait for a batch's pixels; returns DALI's error, or ""."""
         if not job.is_scheduled:
             self._schedule(job)
+        self._go_ahead()
         assert self._graph is not None
         try:
             job.tensors = self._graph.take()
-        except Exception as error:  # DALI raises many kinds, and its pipeline is lost
+        except BaseException as error:  # the pipeline is lost
             self._graph = None
-            job.bad = self._find_bad(job.plan, error)
+            if isinstance(error, Exception):
+                return _pick_line(error)
+            raise
+        return ""
 
     def _hand_out(self, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
         assert job.tensors is not None
@@ -188,38 +222,37 @@ class DaliLoader(PrefetchLoader[_Job]):
                 except Exception:  # a bad batch that nobody will see; the next ones are read again
                     self._graph = None
 
-    def _find_bad(self, plan: BatchPlan, batch_error: Exception) -> dict[int, CorruptShardError]:
+    def _find_bad(self, plan: BatchPlan, failure: str) -> dict[int, CorruptShardError]:
         """Find the samples for which DALI lost a batch: first by the CPU backend's decoder, then by DALI, one by one.
 
         Raises:
-            UserError: no sample is at fault: DALI fails on the batch alone, or on each of its sound samples.
+            UserError: no sample is at fault: DALI makes each of them alone, or not even a sample made here.
         """
-        sample_ids = plan.places.sample_ids.tolist()
+        reader, sample_ids = self._stream.reader, plan.places.sample_ids.tolist()
         bad: dict[int, CorruptShardError] = {}
         for row, sample_id in enumerate(sample_ids):
             try:
-                self._stream.reader.decode_image(sample_id)
+                reader.decode_image(sample_id)
             except CorruptShardError as error:
                 bad[row] = error
-        if not bad:
-            for row, sample_id in enumerate(sample_ids):
-                if reason := self._try_alone(plan, row):
-                    where = self._stream.reader.describe(sample_id, "image")
-                    bad[row] = CorruptShardError(where, f"DALI cannot decode it ({reason})")
-            if not bad or len(bad) == len(sample_ids) > 1:
-                raise UserError(
-                    f"DALI failed on a batch of sound samples: {_pick_line(batch_error)}\n"
-                    "  take a smaller loader.batch_size where memory is short, or --set loader.backend=cpu"
-                ) from batch_error
+        if bad:
+            return bad
+        for row, sample_id in enumerate(sample_ids):
+            try:
+                sample = load_encoded(reader, sample_id, plan.augmentation.crop_yxyx[row], self._feed)
+            except CorruptShardError as error:
+                bad[row] = error
+                continue
+            part = np.array([row])
+            alone = BatchPlan(plan.places[part], plan.augmentation[part], plan.end, plan.left_out)
+            if reason := self._try_alone(sample, self._lay_out(alone)):
+                bad[row] = CorruptShardError(reader.describe(sample_id, "image"), f"DALI cannot decode it ({reason})")
+        if not bad or self._try_alone(*make_control(plan.places[:1], self._stream.target_hw, self._feed)):
+            raise UserError(_say_lost("DALI failed on a batch of sound samples", failure))
         return bad
 
-    def _try_alone(self, plan: BatchPlan, row: int) -> str:
+    def _try_alone(self, sample: EncodedSample, numbers: dict[str, np.ndarray]) -> str:
         """Run one sample through a pipeline of its own; returns the error, or ""."""
-        part = np.array([row])
-        alone = BatchPlan(plan.places[part], plan.augmentation[part], plan.end, plan.left_out)
-        sample_id = int(alone.places.sample_ids[0])
-        sample = load_encoded(self._stream.reader, sample_id, alone.augmentation.crop_yxyx[0], self._feed)
-        numbers = self._lay_out(alone)
         try:
             graph = DaliGraph(1, self._feed, self._site)
             graph.schedule([sample], numbers)
@@ -229,10 +262,20 @@ class DaliLoader(PrefetchLoader[_Job]):
         return ""
 
 
+def _find_usual_hw(max_hw: tuple[int, int], stored_hw: np.ndarray) -> tuple[int, int]:
+    """Return the largest height and width where the split's images are of much the same size, else (0, 0)."""
+    mean_px = float(stored_hw.prod(axis=1).mean()) if len(stored_hw) else 0.0
+    return max_hw if max_hw[0] * max_hw[1] <= 2 * mean_px else (0, 0)
+
+
+def _say_lost(what: str, reason: str) -> str:
+    return f"{what}: {reason}\n  take a smaller loader.batch_size where memory is short, or --set loader.backend=cpu"
+
+
 def _pick_line(error: Exception) -> str:
-    """Take what says most from one of DALI's errors of many lines."""
+    """Take what says most from one of DALI's errors of many lines: the one behind "encountered:"."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [
-        line for line in lines if not line.startswith(("Current pipeline object", "Critical error", "File ", "C++ context"))
-    ]
+    if "encountered:" in lines[:-1]:
+        return lines[lines.index("encountered:") + 1]
+    said = [line for line in lines if not line.startswith(("Current pipeline object", "Critical error"))]
     return said[0] if said else type(error).__name__

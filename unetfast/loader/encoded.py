@@ -15,13 +15,14 @@ import numpy as np
 import simplejpeg
 
 from unetfast.config import Config
-from unetfast.data.codecs import decode_image, inflate_bits
+from unetfast.data.codecs import decode_image, encode_image, encode_mask, inflate_bits
 from unetfast.data.reader import SplitReader
 from unetfast.data.sample import IMAGE_CODECS, MASK_CODECS
 from unetfast.errors import CorruptShardError
-from unetfast.loader.augment import Augmentation
+from unetfast.loader.augment import Augmentation, draw_augmentation
 from unetfast.loader.jpegscan import is_well_formed
 from unetfast.loader.lz4blocks import split_frame
+from unetfast.loader.order import Places
 
 # where boxes hold more than this share of their images' pixels, on average, libjpeg-turbo decodes a whole image as fast
 _REGION_SHARE = 0.75
@@ -115,6 +116,35 @@ def load_encoded(reader: SplitReader, sample_id: int, crop_yxyx: np.ndarray, fee
     image, image_blocks = _load_image(reader, sample_id, feed)
     mask, mask_blocks = _load_mask(reader, sample_id, crop_yxyx, feed)
     return EncodedSample(image, image_blocks, mask, mask_blocks)
+
+
+def make_control(places: Places, target_hw: tuple[int, int], feed: FeedPlan) -> tuple[EncodedSample, dict[str, np.ndarray]]:
+    """Make a small sample that is sound for certain, and its numbers: what DALI refuses with it, no file is to blame for.
+
+    Args:
+        places: any one.
+        target_hw: of the batch, pixels.
+        feed: of the loader.
+    """
+    hw = (16, 16)
+    rgb_HWC = np.zeros((*hw, 3), dtype=np.uint8)
+    row_bytes = 2 if feed.packed else hw[1] * feed.mask_bytes
+    image, image_blocks = rgb_HWC, _NO_BLOCKS
+    mask, mask_blocks = (
+        np.zeros((hw[0], 2 if feed.packed else hw[1], 1), np.int16 if feed.mask_bytes == 2 else np.uint8),
+        _NO_BLOCKS,
+    )
+    if feed.images == "encoded":
+        image = np.frombuffer(encode_image(rgb_HWC, "jpeg"), dtype=np.uint8)
+    elif feed.images == "blocks":
+        image, image_blocks = split_frame(encode_image(rgb_HWC, "lz4"), rgb_HWC.nbytes)
+    if feed.masks == "blocks":
+        frame = encode_mask(np.zeros(hw, np.uint8), "lz4", 1 if feed.packed else 8 * feed.mask_bytes)
+        mask, mask_blocks = split_frame(frame, hw[0] * row_bytes)
+    stored_hw = np.array([hw])
+    numbers = draw_augmentation(None, places, stored_hw, seed=0, target_hw=target_hw)
+    inputs = number_inputs(numbers, stored_hw, target_hw, feed) | block_inputs(numbers, stored_hw, feed)
+    return EncodedSample(image, image_blocks, mask, mask_blocks), inputs
 
 
 def _load_image(reader: SplitReader, sample_id: int, feed: FeedPlan) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 _SOI, _EOI, _SOS, _TEM, _RST0, _RST7 = 0xD8, 0xD9, 0xDA, 0x01, 0xD0, 0xD7
+_MAX_SCANS = 500  # real files have about ten; what has more is made to cost time
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, with Huffman codes
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 
@@ -23,6 +24,8 @@ def is_well_formed(data: bytes) -> bool:
         return False
     places = np.flatnonzero(values[:-1] == 0xFF)
     places = places[values[places + 1] != 0]  # a zero behind 0xFF makes it data
+    markers = values[places + 1]
+    ends = np.flatnonzero((markers < _RST0) | (markers > _RST7))  # of a scan's data, among `places`
     place, num_frames, num_scans = 2, 0, 0
     while True:
         if place + 2 > len(values) or values[place] != 0xFF:
@@ -39,21 +42,11 @@ def is_well_formed(data: bytes) -> bool:
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == _SOS:
             num_scans += 1
-            next_place = _find_scan_end(values, places, place)
-            if next_place is None:
+            first = np.searchsorted(places, place)
+            rank = np.searchsorted(ends, first)
+            if rank == len(ends) or num_scans > _MAX_SCANS:
                 return False
-            place = next_place
-
-
-def _find_scan_end(values: np.ndarray, places: np.ndarray, start: int) -> int | None:
-    """Find the marker that ends a scan's data; None where there is none, or restart markers are out of order."""
-    ahead = places[np.searchsorted(places, start) :]
-    markers = values[ahead + 1]
-    is_restart = (markers >= _RST0) & (markers <= _RST7)
-    ends = np.flatnonzero(~is_restart)
-    if not len(ends):
-        return None
-    restarts = markers[: ends[0]]
-    if np.any(restarts != _RST0 + np.arange(len(restarts)) % 8):
-        return None
-    return int(ahead[ends[0]])
+            restarts = markers[first : ends[rank]]
+            if np.any(restarts != _RST0 + np.arange(len(restarts)) % 8):
+                return False
+            place = int(places[ends[rank]])

@@ -25,8 +25,8 @@ _INDEPENDENT, _BLOCK_CHECKSUM, _CONTENT_SIZE, _CONTENT_CHECKSUM, _RESERVED, _DIC
 def split_frame(data: bytes, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut a frame into its blocks.
 
-    The header's and the blocks' own checksums are tested where the frame has them. That a compressed block holds as much as it
-    should is for the inflater to see; the checksum of the whole content is left out, since that wants the content.
+    The header's and the blocks' own checksums are tested where the frame has them. Not tested is the checksum of the content,
+    which wants the content, nor that a block holds as much as it should: an inflater may see only that it does not hold more.
 
     Args:
         data: one frame, and nothing behind it.

@@ -116,7 +116,7 @@ class PrefetchLoader(ABC, Generic[JobT]):
         """Take back the memory of jobs that will not be handed out; their threads have left them."""
 
     def _go_ahead(self) -> None:
-        """Push on batches in the making, without waiting; called after one was handed out."""
+        """Push on batches in the making, without waiting; called when one is about to be handed out."""
 
     @property
     def num_samples(self) -> int:
@@ -186,17 +186,27 @@ class PrefetchLoader(ABC, Generic[JobT]):
         if job is None:
             self._stream.finish()
             return None
-        self._stream.advance(job.plan)
-        if not len(job):  # the last batch of a pass was too small for all ranks
+        before = self._stream.position
+        try:
+            self._submit_jobs(self._num_ahead + 1)
+            self._go_ahead()
+            tensors = self._hand_out(job) if len(job) else None
+            self._jobs.popleft()
+            self._stream.advance(job.plan)
+        except BaseException:  # a batch that nobody gets does not count, also when a key stops the loop just here
+            self._stream.position = before
+            self._drop_jobs()
+            raise
+        if tensors is None:  # the last batch of a pass was too small for all ranks
             self._give_up([job])
             return self._next()
-        image_NCHW, mask_NHW = self._hand_out(job)
-        self._submit_jobs(self._num_ahead)
-        self._go_ahead()
-        return Batch(image_NCHW, mask_NHW, job.plan.places.sample_ids.copy())
+        return Batch(*tensors, job.plan.places.sample_ids.copy())
 
     def _finish_job(self) -> JobT | None:
-        """Wait for the next batch; None behind the last. Bad samples raise, or the batches are planned anew without them."""
+        """Wait for the next batch, which stays the first; None behind the last.
+
+        Bad samples raise, or the batches are planned anew without them.
+        """
         while True:
             self._submit_jobs(self._num_ahead + 1)
             if not self._jobs:
@@ -211,7 +221,7 @@ class PrefetchLoader(ABC, Generic[JobT]):
                 self._drop_jobs()
                 raise
             if not job.bad:
-                return self._jobs.popleft()
+                return job
             self._drop_jobs()
             for row in sorted(job.bad):
                 if not self._skip:
