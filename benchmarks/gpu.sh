@@ -130,7 +130,7 @@ for cell in "ade20k $ADE" "carvana $SIZE" "carvana $LARGE" "clevr $SIZE"; do
         --json "$WORK/loader-$set-$size.json"
 done
 for set in carvana clevr ade20k; do
-    part "tax-$set" 100 "$PYTHON" benchmarks/loader_tax.py "${TOY[@]}" --toy $set --backends dali,cpu --threads 4 \
+    part "tax-$set" 120 "$PYTHON" benchmarks/loader_tax.py "${TOY[@]}" --toy $set --backends dali,cpu --threads 4 \
         --cores "$CORES" "${TAX[@]}" "${TAX_ROUNDS[@]}" --json "$WORK/tax-$set.json"
 done
 LOADS=$(printf ',dali:hw_decoder_load=%s' 0 0.25 0.5 0.65 0.8 1)

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,8 @@ def pin_to_cores(num_cores: int) -> None:
     if len(cores) < num_cores:
         raise UserError(f"--cores {num_cores}: there are {len(cores)} here")
     for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
-        os.sched_setaffinity(int(thread), cores)
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
     torch.set_num_threads(min(num_cores, torch.get_num_threads()))  # more would wait for each other in turn
 
 
