@@ -11,9 +11,14 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHON=${PYTHON:-python3}
+if ! "$PYTHON" -c ''; then
+    echo "PYTHON=$PYTHON does not run" >&2
+    exit 2
+fi
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)
-PYTHON=${PYTHON:-python3}
+rm -f "$OUT"/{summary.json,records.json,log.txt,environment.txt,pytest.xml}
 DEVICE=${UNETFAST_BENCH_DEVICE:-cuda}      # cuda | cpu
 SCALE=${UNETFAST_BENCH_SCALE:-full}        # full | small
 DEADLINE=${UNETFAST_BENCH_SECONDS:-465}    # no part begins or goes on behind it
@@ -144,4 +149,7 @@ for cell in "clevr $SIZE" "ade20k $ADE" "carvana $SIZE"; do
     part "ways-$set" 60 "${LOADER[@]}" --toy "$set" --size "$size" \
         --sides "dali:region_decode=never,dali:region_decode=always$INFLATE" --json "$WORK/ways-$set.json"
 done
-"$PYTHON" benchmarks/gpu_summary.py "$WORK" "$OUT"  # the last line, and the exit code
+for name in ${PARTS//,/ }; do
+    case "$name" in all) ;; *) grep -q "^$name	" "$WORK/parts.tsv" || echo "no part is called $name; see benchmarks/README.md" >&2 ;; esac
+done
+"$PYTHON" benchmarks/gpu_summary.py "$WORK" "$OUT" --seconds "$SECONDS"  # the last line, and the exit code

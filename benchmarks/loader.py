@@ -149,7 +149,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=None, help="(default: the preset's)")
     parser.add_argument("--threads", type=int, default=0, help="of each side; 0: all cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--sides", default="cpu,dali,yardstick", help="separated by commas; see sides.py")
+    parser.add_argument(
+        "--sides",
+        default="cpu,dali,yardstick",
+        help="separated by commas: cpu, cpu-fast, dali, yardstick, or one with settings, dali:hw_decoder_load=0.5",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all sides")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a round")

@@ -121,14 +121,8 @@ def repeat_batch(batch: Batch) -> Iterator[Batch]:
 
 
 def pin_to_cores(num_cores: int) -> None:
-    """Hold every thread of this process to the first cores it may use; threads made later follow their makers.
-
-    Raises:
-        UserError: there are not so many.
-    """
+    """Hold every thread of this process to the first cores it may use; threads made later follow their makers."""
     cores = sorted(os.sched_getaffinity(0))[:num_cores]
-    if len(cores) < num_cores:
-        raise UserError(f"--cores {num_cores}: there are {len(cores)} here")
     for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
         with suppress(ProcessLookupError):  # it ended meanwhile
             os.sched_setaffinity(int(thread), cores)
@@ -181,6 +175,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0:
         parser.error("--rounds and --seconds must be above 0")
+    if given.cores > num_usable_cores():
+        parser.error(f"--cores {given.cores}: there are {num_usable_cores()} here")
     return given
 
 

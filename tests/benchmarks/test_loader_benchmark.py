@@ -155,6 +155,8 @@ def test_a_backend_that_fails_is_told_beside_the_others(
     assert set(record["sides"]) == {"resident", "cpu"}
 
 
-def test_more_cores_than_there_are_is_refused() -> None:
-    with pytest.raises(UserError, match="--cores 4096"):
-        loader_tax.pin_to_cores(4096)
+def test_more_cores_than_there_are_is_refused_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        loader_tax.main(["--toy", "carvana", "--cores", "4096"])
+    assert caught.value.code == 2
+    assert "--cores 4096: there are" in capsys.readouterr().err

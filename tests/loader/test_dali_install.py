@@ -75,7 +75,7 @@ BROKEN: dict[str, tuple[Callable[[Machine], object], tuple[str, ...]]] = {
     "a little too old": (lambda m: m.install(13, "2.2.9"), ("2.2.9 is too old", "pip install 'unetfast[dali-cuda13]'")),
     "unknown build": (
         lambda m: [m.install(12), m.write("nvidia/dali/__init__.py", b"__version__ = '3.0.0'\n")],
-        ("DALI 3.0.0 for CUDA 0", "is not known here", UNINSTALL),
+        ("what stands in ", "is no DALI for CUDA 12 or 13", UNINSTALL),
     ),
     "files gone": (
         lambda m: [m.install(13), m.remove("nvidia/dali")],

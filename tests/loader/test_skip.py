@@ -12,8 +12,8 @@ import pytest
 import torch
 from loader_backends import dali_only
 from loader_batches import Kept, assert_close, keep
-from loader_faults import FAULTS, NAMELESS, NUM_SAMPLES, ODD_FOR_DALI, PLACES, damage, make_samples, write_bad
-from loader_shards import write_shards
+from loader_faults import FAULTS, NAMELESS, NUM_SAMPLES, ODD_FOR_DALI, PLACES, damage, lose_shard, make_samples, write_bad
+from loader_shards import make_sample, write_shards
 
 from unetfast.errors import CorruptShardError
 from unetfast.loader.batch import Loader
@@ -150,3 +150,14 @@ def test_a_sample_that_dali_alone_rejects_is_left_out(make_loader: MakeLoader, b
     assert [i for batch in batches for i in batch.ids] == [i for i in range(NUM_SAMPLES) if i != bad]
     assert loader.skipped == [f"sample{bad:03}"]
     assert keep(loader) == batches
+
+
+def test_a_lost_shard_is_told_once_for_all_its_samples(
+    make_loader: MakeLoader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_shards(tmp_path / "lost", [make_sample(i, (30, 40)) for i in range(9)], samples_per_shard=5)
+    lose_shard(folder, 0)
+    loader = make_loader(folder=folder, training=False, on_bad="skip")
+    assert [i for batch in keep(loader) for i in batch.ids] == [5, 6, 7, 8]
+    assert loader.num_skipped == 5
+    assert len(caplog.records) == 1

@@ -124,7 +124,7 @@ def _find_problem(files: _Files) -> str:
         return f"{' and '.join(here)} are both installed and overwrite each other. {_advise_anew(files.cuda)}"
     number = re.match(r"(\d+)\.(\d+)", files.version)
     if files.cuda not in _EXTRA or number is None:
-        return f"DALI {files.version} for CUDA {files.cuda} ({files.folder}) is not known here. {_advise_anew(12)}"
+        return f"what stands in {files.folder} is no DALI for CUDA 12 or 13. {_advise_anew(12)}"
     if (int(number[1]), int(number[2])) < MIN_DALI_VERSION:
         wanted = ".".join(str(part) for part in MIN_DALI_VERSION)
         return f"DALI {files.version} is too old, {wanted} or newer is needed: pip install '{_EXTRA[files.cuda]}'"

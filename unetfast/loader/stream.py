@@ -89,6 +89,7 @@ class SampleStream:
         )
         self._identity = self._describe(config, sampler)
         self._known_bad: dict[int, Exception] = {}
+        self._told: set[str] = set()
         self._window: tuple[int, Places, Augmentation] | None = None
 
     @property
@@ -151,10 +152,12 @@ class SampleStream:
         self.position = self.num_samples
 
     def leave_out(self, sample_id: int, error: Exception) -> None:
-        """Keep a bad sample out of every plan from now on, and warn of it once."""
+        """Keep a bad sample out of every plan from now on, and warn of it once; of a lost shard once for all its samples."""
         if sample_id not in self._known_bad:
             self._known_bad[sample_id] = error
-            _logger.warning("left out (loader.on_bad = skip): %s", error)
+            if str(error) not in self._told:
+                self._told.add(str(error))
+                _logger.warning("left out (loader.on_bad = skip): %s", error)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and what it depends on, as integers and strings."""
