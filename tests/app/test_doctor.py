@@ -150,3 +150,13 @@ def test_memory_is_told_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_driver_is_unknown_where_nvidia_smi_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert doctor.read_driver_version() == ""
+
+
+@pytest.mark.parametrize(("package", "is_examined"), [("matplotlib", True), ("tensorboard", True), ("torch", False)])
+def test_devices_are_looked_at_unless_what_that_takes_is_missing(package: str, is_examined: bool) -> None:
+    report = examine(find_all_but(package))
+    text = "\n".join(format_report(report))
+    assert bool(report.amp) == bool(report.backend) == is_examined
+    assert ("devices: not looked at" in text) != is_examined
+    assert ("CPU build" in text) <= is_examined
+    assert not report.ok

@@ -109,3 +109,27 @@ def test_a_broken_device_is_not_taken_for_bad_samples(
         keep(loader, 1)
     assert loader.num_skipped == 0
     assert loader.position == 0
+
+
+@dali_only
+def test_pixels_that_the_host_has_decoded_are_never_to_blame(make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where nvImageCodec has no decoder for them: the raw samples beside JPEGs are sound."""
+    from unetfast.loader.dali import DaliGraph
+
+    schedule, take, refused = DaliGraph.schedule, DaliGraph.take, []
+
+    def schedule_and_look(graph: DaliGraph, samples: Any, numbers: Any) -> None:
+        refused[:] = [sample for sample in samples if sample.image[:2].tobytes() == b"P6"]
+        schedule(graph, samples, numbers)
+
+    def take_or_refuse(graph: DaliGraph) -> object:
+        if refused:
+            raise RuntimeError("Failed to decode sample")
+        return take(graph)
+
+    loader = make_loader(on_bad="skip", training=False, batch_size=13)
+    monkeypatch.setattr(DaliGraph, "schedule", schedule_and_look)
+    monkeypatch.setattr(DaliGraph, "take", take_or_refuse)
+    with pytest.raises(UserError, match=r"decoded already .*Failed to decode sample"):
+        keep(loader, 1)
+    assert loader.num_skipped == 0

@@ -36,6 +36,7 @@ CORE_PACKAGES = {
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
 }
+_FOR_PICTURES = ("matplotlib", "tensorboard")  # without these the devices can still be looked at
 EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 OTHER_PACKAGES = {"torchvision": "torchvision"}
 
@@ -129,6 +130,7 @@ def examine(find_package: Callable[[str, str], PackageState] | None = None) -> D
     report.packages = [find_package(name, module) for name, module in CORE_PACKAGES.items()]
     report.extras = [find_package(name, module) for name, module in (OTHER_PACKAGES | EXPORT_PACKAGES).items()]
     report.memory_gib = read_memory_gib()
+    report.num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for state in report.packages:
         if not state.version:
             report.problems.append(f"{state.name} is not installed. To get it: pip install unetfast")
@@ -136,7 +138,7 @@ def examine(find_package: Callable[[str, str], PackageState] | None = None) -> D
             report.problems.append(
                 f"{state.name} {state.version} does not work ({state.error}). pip install --force-reinstall {state.name}"
             )
-    if all(state.version and not state.error for state in report.packages):
+    if all(state.version and not state.error for state in report.packages if state.name not in _FOR_PICTURES):
         _examine_devices(report)
     else:
         report.dali = examine_dali("cpu")
@@ -166,10 +168,9 @@ def _examine_devices(report: DoctorReport) -> None:
     import torch
 
     from unetfast.config import Config
-    from unetfast.device import num_usable_cores, resolve_amp, resolve_device
+    from unetfast.device import resolve_amp, resolve_device
     from unetfast.loader.build import choose_backend
 
-    report.num_cores = num_usable_cores()
     report.cuda_build = torch.version.cuda or ""
     driver = read_driver_version() if torch.cuda.is_available() else ""
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -232,7 +233,7 @@ def read_driver_version() -> str:
 def format_report(report: DoctorReport) -> list[str]:
     """Lay the report out in lines, for people."""
     versions = {state.name: state for state in [*report.packages, *report.extras]}
-    torch_build = f" (CUDA {report.cuda_build})" if report.cuda_build else " (CPU build)" if versions["torch"].version else ""
+    torch_build = f" (CUDA {report.cuda_build})" if report.cuda_build else " (CPU build)" if report.amp else ""
     dali = "   ".join(f"{name} {version}" for name, version in report.dali.packages)
     dali = dali or (f"DALI {report.dali.version}" if report.dali.version else "DALI not installed")
     lines = [
@@ -243,7 +244,7 @@ def format_report(report: DoctorReport) -> list[str]:
     lines += [
         f"GPU {gpu.index}  {gpu.name}, {gpu.memory_gib:.0f} GiB, driver {gpu.driver or 'unknown'}, compute {gpu.capability}"
         for gpu in report.gpus
-    ] or ["no GPU: training runs on the CPU"]
+    ] or ["no GPU: training runs on the CPU" if report.amp else "devices: not looked at, for the problems below"]
     if report.amp:
         lines.append(f"number format: {report.amp}")
     if report.backend:

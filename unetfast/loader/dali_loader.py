@@ -19,6 +19,7 @@ import torch
 
 from unetfast.config import Config
 from unetfast.data.reader import SplitReader
+from unetfast.data.sample import IMAGE_CODECS
 from unetfast.errors import CorruptShardError, UserError
 from unetfast.loader.dali import DaliGraph, DaliSite
 from unetfast.loader.encoded import (
@@ -226,7 +227,8 @@ class DaliLoader(PrefetchLoader[_Job]):
         """Find the samples for which DALI lost a batch: first by the CPU backend's decoder, then by DALI, one by one.
 
         Raises:
-            UserError: no sample is at fault: DALI makes each of them alone, or not even a sample made here.
+            UserError: no sample is at fault: DALI makes each of them alone, or not even a sample made here, or refuses one that
+                the host has decoded.
         """
         reader, sample_ids = self._stream.reader, plan.places.sample_ids.tolist()
         bad: dict[int, CorruptShardError] = {}
@@ -249,6 +251,9 @@ class DaliLoader(PrefetchLoader[_Job]):
                 bad[row] = CorruptShardError(reader.describe(sample_id, "image"), f"DALI cannot decode it ({reason})")
         if not bad or self._try_alone(*make_control(plan.places[:1], self._stream.target_hw, self._feed)):
             raise UserError(_say_lost("DALI failed on a batch of sound samples", failure))
+        if any(IMAGE_CODECS[reader.rows["image_codec"][sample_ids[row]]] != "jpeg" for row in bad):
+            what = "DALI does not take pixels that are decoded already (nvImageCodec may lack its OpenCV part)"
+            raise UserError(_say_lost(what, failure))
         return bad
 
     def _try_alone(self, sample: EncodedSample, numbers: dict[str, np.ndarray]) -> str:
