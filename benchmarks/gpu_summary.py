@@ -27,7 +27,7 @@ def read_parts(work: Path) -> dict[str, dict[str, Any]]:
     parts = {}
     for line in (work / "parts.tsv").read_text().splitlines():
         name, code, seconds, limit = line.split("\t")
-        status = {"0": "ok", "no time": "no time", "124": "timeout", "137": "timeout"}.get(code)
+        status = {"0": "ok", "no time": "no time", "unknown part": "unknown part", "124": "timeout", "137": "timeout"}.get(code)
         status = status or ("failed" if int(code) < 128 else f"crashed (signal {int(code) - 128})")
         parts[name] = {"status": status, "seconds": int(seconds)}
         if status == "timeout":

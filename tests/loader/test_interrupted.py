@@ -130,6 +130,41 @@ def test_pixels_that_the_host_has_decoded_are_never_to_blame(make_loader: MakeLo
     loader = make_loader(on_bad="skip", training=False, batch_size=13)
     monkeypatch.setattr(DaliGraph, "schedule", schedule_and_look)
     monkeypatch.setattr(DaliGraph, "take", take_or_refuse)
-    with pytest.raises(UserError, match=r"decoded already .*Failed to decode sample"):
+    with pytest.raises(UserError, match=r"decoded on the host: Failed to decode sample; nvImageCodec may lack"):
         keep(loader, 1)
     assert loader.num_skipped == 0
+
+
+@pytest.mark.parametrize("how", ["jump", "thread"])
+def test_giving_up_batches_goes_on_where_it_was_broken_off(
+    make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    from unetfast.loader import prefetch
+
+    whole = keep(make_loader(augment=ALL), 9)
+    loader = make_loader(augment=ALL)
+    keep(loader, 3)
+    state = loader.state_dict()
+    keep(loader, 1)
+    original, failing = prefetch.wait, [True]
+
+    def wait_or_stop(futures: Any) -> Any:
+        if failing:
+            failing.clear()
+            raise KeyboardInterrupt
+        return original(futures)
+
+    if how == "jump":
+        monkeypatch.setattr(prefetch, "wait", wait_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            loader.load_state_dict(state)
+        assert keep(loader, 6) == whole[3:]
+    else:
+        pool = loader._pool  # type: ignore[attr-defined]
+        monkeypatch.setattr(pool, "submit", lambda *args: (_ for _ in ()).throw(RuntimeError("can't start new thread")))
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match="new thread"):
+                keep(loader, 4)
+        monkeypatch.undo()
+        done = loader.position // 4
+        assert keep(loader, 9 - done) == whole[done:]

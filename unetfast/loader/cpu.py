@@ -143,8 +143,8 @@ class CpuLoader(PrefetchLoader[_Job]):
 
     def _next(self) -> Batch | None:
         if self._handed_out is not None:
-            self._free.append(self._handed_out)
-            self._handed_out = None
+            slot, self._handed_out = self._handed_out, None
+            self._free.append(slot)
         return super()._next()
 
     def _open_job(self, plan: BatchPlan) -> _Job | None:
@@ -158,4 +158,6 @@ class CpuLoader(PrefetchLoader[_Job]):
         return job.slot.hand_out(len(job), self._device)
 
     def _give_up(self, jobs: list[_Job]) -> None:
-        self._free.extend(job.slot for job in jobs if job.slot is not self._handed_out)
+        for job in jobs:
+            if job.slot is not self._handed_out and job.slot not in self._free:
+                self._free.append(job.slot)

@@ -125,14 +125,14 @@ class DaliLoader(PrefetchLoader[_Job]):
             num_threads=num_threads,
             num_ahead=2 * config.loader.prefetch_batches,
         )
-        self._graph: DaliGraph | None = DaliGraph(max(stream.max_part, 1), self._feed, self._site)
+        self._graph: DaliGraph | None = self._build_graph()
         self._current: tuple[torch.Tensor, torch.Tensor] | None = None
         self._in_use: deque[tuple[Any, tuple[torch.Tensor, torch.Tensor]]] = deque()
 
     def close(self) -> None:
         """Stop all threads, DALI's among them; may be called twice. Batches that were handed out stay valid."""
-        super().close()
         try:
+            super().close()
             if self._site.device.type == "cuda" and (self._in_use or self._current is not None):
                 torch.cuda.synchronize(self._site.device)
         finally:
@@ -173,15 +173,21 @@ class DaliLoader(PrefetchLoader[_Job]):
         numbers = self._lay_out(job.plan)
         try:
             if self._graph is None:
-                self._graph = DaliGraph(max(self._stream.max_part, 1), self._feed, self._site)
+                self._graph = self._build_graph()
             self._graph.schedule([sample for sample in job.samples if sample is not None], numbers)
+            job.is_scheduled = True
         except BaseException as error:
             self._graph = None
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, UserError):
                 raise UserError(_say_lost("DALI takes no batch", _pick_line(error))) from None
             raise
-        job.is_scheduled = True
         job.samples = []
+
+    def _build_graph(self) -> DaliGraph:
+        try:
+            return DaliGraph(max(self._stream.max_part, 1), self._feed, self._site)
+        except Exception as error:
+            raise UserError(_say_lost("DALI builds no pipeline here", _pick_line(error))) from None
 
     def _lay_out(self, plan: BatchPlan) -> dict[str, np.ndarray]:
         rows = self._stream.reader.rows[plan.places.sample_ids]
@@ -218,10 +224,13 @@ class DaliLoader(PrefetchLoader[_Job]):
         """Let DALI finish what was scheduled, and drop it."""
         for job in jobs:
             if job.is_scheduled and job.tensors is None and self._graph is not None:
+                job.is_scheduled = False
                 try:
                     self._graph.take()
-                except Exception:  # a bad batch that nobody will see; the next ones are read again
+                except BaseException as error:  # a bad batch that nobody will see; the next ones are read again
                     self._graph = None
+                    if not isinstance(error, Exception):
+                        raise
 
     def _find_bad(self, plan: BatchPlan, failure: str) -> dict[int, CorruptShardError]:
         """Find the samples for which DALI lost a batch: first by the CPU backend's decoder, then by DALI, one by one.
@@ -239,6 +248,8 @@ class DaliLoader(PrefetchLoader[_Job]):
                 bad[row] = error
         if bad:
             return bad
+        if self._try_alone(*make_control(plan.places[:1], self._stream.target_hw, self._feed)):
+            raise UserError(_say_lost("DALI failed on a batch of sound samples", failure))
         for row, sample_id in enumerate(sample_ids):
             try:
                 sample = load_encoded(reader, sample_id, plan.augmentation.crop_yxyx[row], self._feed)
@@ -248,12 +259,12 @@ class DaliLoader(PrefetchLoader[_Job]):
             part = np.array([row])
             alone = BatchPlan(plan.places[part], plan.augmentation[part], plan.end, plan.left_out)
             if reason := self._try_alone(sample, self._lay_out(alone)):
+                if IMAGE_CODECS[reader.rows["image_codec"][sample_id]] != "jpeg":
+                    hint = "; nvImageCodec may lack its OpenCV part" if self._feed.images == "encoded" else ""
+                    raise UserError(_say_lost("DALI does not take a sample that was decoded on the host", reason + hint))
                 bad[row] = CorruptShardError(reader.describe(sample_id, "image"), f"DALI cannot decode it ({reason})")
-        if not bad or self._try_alone(*make_control(plan.places[:1], self._stream.target_hw, self._feed)):
+        if not bad:
             raise UserError(_say_lost("DALI failed on a batch of sound samples", failure))
-        if any(IMAGE_CODECS[reader.rows["image_codec"][sample_ids[row]]] != "jpeg" for row in bad):
-            what = "DALI does not take pixels that are decoded already (nvImageCodec may lack its OpenCV part)"
-            raise UserError(_say_lost(what, failure))
         return bad
 
     def _try_alone(self, sample: EncodedSample, numbers: dict[str, np.ndarray]) -> str:

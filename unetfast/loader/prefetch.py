@@ -97,6 +97,7 @@ class PrefetchLoader(ABC, Generic[JobT]):
         self._jobs: deque[JobT] = deque()
         self._planned = 0  # position behind the last batch in the making
         self._resumed = False
+        self._is_dropping = False
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(num_threads, thread_name_prefix="unetfast-loader")
 
     @abstractmethod
@@ -113,7 +114,7 @@ class PrefetchLoader(ABC, Generic[JobT]):
 
     @abstractmethod
     def _give_up(self, jobs: list[JobT]) -> None:
-        """Take back the memory of jobs that will not be handed out; their threads have left them."""
+        """Take back the memory of jobs that will not be handed out; their threads have left them. May be told twice."""
 
     def _go_ahead(self) -> None:
         """Push on batches in the making, without waiting; called when one is about to be handed out."""
@@ -174,11 +175,11 @@ class PrefetchLoader(ABC, Generic[JobT]):
 
     def close(self) -> None:
         """Stop all threads; may be called twice."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        if self._pool is not None:
             for job in self._jobs:
                 job.rows = itertools.repeat(len(job))
-            pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
             self._jobs.clear()
 
     def _next(self) -> Batch | None:
@@ -207,31 +208,35 @@ class PrefetchLoader(ABC, Generic[JobT]):
 
         Bad samples raise, or the batches are planned anew without them.
         """
-        while True:
-            self._submit_jobs(self._num_ahead + 1)
-            if not self._jobs:
-                return None
-            job = self._jobs[0]
-            try:
+        try:
+            while True:
+                self._submit_jobs(self._num_ahead + 1)
+                if not self._jobs:
+                    if self._stream.plan(self._planned) is not None:
+                        raise RuntimeError("the loader has no memory left for a batch")
+                    return None
+                job = self._jobs[0]
                 for future in job.futures:
                     future.result()
                 if len(job) and not job.bad:
                     self._complete(job)
-            except BaseException:
+                if not job.bad:
+                    return job
                 self._drop_jobs()
-                raise
-            if not job.bad:
-                return job
+                for row in sorted(job.bad):
+                    if not self._skip:
+                        raise job.bad[row]
+                    self._stream.leave_out(int(job.plan.places.sample_ids[row]), job.bad[row])
+        except BaseException:
             self._drop_jobs()
-            for row in sorted(job.bad):
-                if not self._skip:
-                    raise job.bad[row]
-                self._stream.leave_out(int(job.plan.places.sample_ids[row]), job.bad[row])
+            raise
 
     def _submit_jobs(self, num_jobs: int) -> None:
         """Have `num_jobs` batches in the making, as far as the stream goes."""
         if self._pool is None:
             raise UserError("this loader is closed; build another with build_loader")
+        if self._is_dropping:  # it was broken off
+            self._drop_jobs()
         if not self._jobs:
             self._planned = self._stream.position
         while len(self._jobs) < num_jobs:
@@ -239,17 +244,18 @@ class PrefetchLoader(ABC, Generic[JobT]):
             job = None if plan is None else self._open_job(plan)
             if plan is None or job is None:
                 return
+            self._planned = plan.end
+            self._jobs.append(job)
             for _ in range(min(self._num_threads, len(job))):
                 job.futures.append(self._pool.submit(_run, self._work, job))
-            self._jobs.append(job)
-            self._planned = plan.end
 
     def _drop_jobs(self) -> None:
-        """Give up all batches in the making."""
-        jobs = list(self._jobs)
-        self._jobs.clear()
-        for job in jobs:
+        """Give up all batches in the making; goes on where it was broken off."""
+        self._is_dropping = True
+        for job in self._jobs:
             job.rows = itertools.repeat(len(job))
-        for job in jobs:
+        for job in self._jobs:
             wait(job.futures)
-        self._give_up(jobs)
+        self._give_up(list(self._jobs))
+        self._jobs.clear()
+        self._is_dropping = False
