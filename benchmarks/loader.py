@@ -21,7 +21,7 @@ from harness import SideError, describe_environment, finish, format_spread, form
 from shardfacts import describe_shards
 from side import SideProcess
 from sides import SidePlan, plan_sides
-from toyshards import TOY_SETS, default_root, make_toy_shards
+from toyshards import add_data_arguments, make_toy_shards
 
 from unetfast.config import apply_overrides, build_config, preset_names, read_preset_tree
 from unetfast.data.manifest import read_manifest
@@ -139,12 +139,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--toy", choices=list(TOY_SETS), help="draw this set in its real size")
-    data.add_argument("--shards", type=Path, help="packed by `unetfast shard`; its train split is read")
-    parser.add_argument("--png-shards", type=Path, help="the same, packed with --image-codec png --mask-codec png")
-    parser.add_argument("--data", type=Path, default=default_root(), help="keeps toy shards (default %(default)s)")
-    parser.add_argument("--small", action="store_true", help="toy images of a quarter of their height and width")
+    add_data_arguments(parser)
+    parser.add_argument("--png-shards", type=Path, help="those of --shards, packed with --image-codec png --mask-codec png")
     parser.add_argument("--size", type=parse_size, default=None, help="HEIGHTxWIDTH of a batch (default: the preset's)")
     parser.add_argument("--batch-size", type=int, default=None, help="(default: the preset's)")
     parser.add_argument("--threads", type=int, default=0, help="of each side; 0: all cores")

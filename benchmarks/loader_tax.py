@@ -26,7 +26,7 @@ from apart import one_line
 from device_meter import DeviceMeter
 from harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
 from shardfacts import describe_shards
-from toyshards import TOY_SETS, default_root, make_toy_shards
+from toyshards import add_data_arguments, make_toy_shards
 
 from unetfast.config import apply_overrides, build_config, read_preset_tree
 from unetfast.data.manifest import read_manifest
@@ -159,11 +159,7 @@ def format_figures(figures: dict[str, dict[str, Any]]) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--toy", choices=list(TOY_SETS), help="draw this set in its real size")
-    data.add_argument("--shards", type=Path, help="packed by `unetfast shard`; its train split is read")
-    parser.add_argument("--data", type=Path, default=default_root(), help="keeps toy shards (default %(default)s)")
-    parser.add_argument("--small", action="store_true", help="toy images of a quarter of their height and width")
+    add_data_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--backends", default="dali,cpu", help="of the loader, separated by commas")
     parser.add_argument("--threads", type=int, default=4, help="of the loader")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from apart import Apart
 from harness import SideError, describe_environment, finish, format_table, percentile
-from toyshards import TOY_SETS, default_root, make_toy_shards
+from toyshards import add_data_arguments, make_toy_shards
 
 from unetfast.config import apply_overrides, build_config, preset_names, read_preset_tree
 from unetfast.data.manifest import read_manifest
@@ -97,11 +97,7 @@ def format_results(results: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--toy", choices=list(TOY_SETS), help="draw this set in its real size")
-    data.add_argument("--shards", type=Path, help="packed by `unetfast shard`; its train split is read")
-    parser.add_argument("--data", type=Path, default=default_root(), help="keeps toy shards (default %(default)s)")
-    parser.add_argument("--small", action="store_true", help="toy images of a quarter of their height and width")
+    add_data_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--variants", default="default", help="of [dali], separated by commas: KEY=VALUE[:KEY=VALUE], or default"

@@ -135,6 +135,15 @@ def default_root() -> Path:
     return Path(tempfile.gettempdir()) / f"unetfast-bench-{os.getuid()}"
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark be told what it reads: --toy NAME [--data DIR] [--small], or --shards DIR."""
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--toy", choices=list(TOY_SETS), help="draw this set in its real size")
+    data.add_argument("--shards", type=Path, help="packed by `unetfast shard`; its train split is read")
+    parser.add_argument("--data", type=Path, default=default_root(), help="keeps toy shards (default %(default)s)")
+    parser.add_argument("--small", action="store_true", help="toy images of a quarter of their height and width")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="+", choices=list(TOY_SETS))

@@ -53,20 +53,9 @@ def build_yardstick(
     if not tars:
         raise ValueError(f"{split_folder}: no shards")
     on_gpu = device_id is not None
-    height, width = size_hw
-
-    def resize_and_turn(pixels: Any, interpolation: Any, antialias: bool, box: Any, angle: Any) -> Any:
-        options = {"interp_type": interpolation}
-        pixels = fn.resize(pixels, size=[height, width], antialias=antialias, **box, **options)
-        if augment.hflip.prob > 0 or augment.vflip.prob > 0:
-            pixels = fn.flip(pixels, horizontal=mirrored, vertical=turned_over)
-        if augment.rotation.prob > 0:
-            pixels = fn.rotate(pixels, angle=angle, keep_size=True, fill_value=0, **options)
-        return pixels
 
     @pipeline_def(batch_size=batch_size, num_threads=num_threads, device_id=device_id, seed=seed)
     def pipeline() -> Any:
-        nonlocal mirrored, turned_over
         encoded, encoded_mask = fn.readers.webdataset(
             paths=[str(tar) for tar in tars],
             index_paths=[str(tar.with_suffix(".idx")) for tar in tars],
@@ -80,15 +69,8 @@ def build_yardstick(
         image = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
         mask = fn.decoders.image(encoded_mask, device="cpu", output_type=types.GRAY)
         mask = mask.gpu() if on_gpu else mask
-        mirrored = fn.random.coin_flip(probability=augment.hflip.prob)
-        turned_over = fn.random.coin_flip(probability=augment.vflip.prob)
-        angle = fn.random.coin_flip(probability=augment.rotation.prob) * fn.random.uniform(range=augment.rotation.degrees)
-        box = _random_box(encoded, augment) if augment.resized_crop.prob > 0 else {}
-        image = resize_and_turn(image, types.INTERP_LINEAR, True, box, angle)
-        mask = resize_and_turn(mask, types.INTERP_NN, False, box, angle)
-        return image, mask
+        return _augment_pair(image, mask, augment, size_hw, encoded)
 
-    mirrored = turned_over = None
     return DALIGenericIterator(
         [pipeline()],
         ["image", "mask"],
@@ -102,6 +84,24 @@ def _repeat(tars: list[Path]) -> list[Path]:
     """List the same tars so often that epochs end as rarely as in a large set."""
     num_samples = sum(int(tar.with_suffix(".idx").read_text().split(maxsplit=2)[1]) for tar in tars)
     return tars * -(-MIN_EPOCH // num_samples) if num_samples else []
+
+
+def _augment_pair(image: Any, mask: Any, augment: AugmentConfig, size_hw: tuple[int, int], encoded: Any) -> tuple[Any, Any]:
+    """Resize, flip and rotate an image and its mask alike, each step only where it has odds."""
+    mirrored = fn.random.coin_flip(probability=augment.hflip.prob)
+    turned_over = fn.random.coin_flip(probability=augment.vflip.prob)
+    angle = fn.random.coin_flip(probability=augment.rotation.prob) * fn.random.uniform(range=augment.rotation.degrees)
+    box = _random_box(encoded, augment) if augment.resized_crop.prob > 0 else {}
+
+    def resize_and_turn(pixels: Any, interpolation: Any, antialias: bool) -> Any:
+        pixels = fn.resize(pixels, size=list(size_hw), antialias=antialias, interp_type=interpolation, **box)
+        if augment.hflip.prob > 0 or augment.vflip.prob > 0:
+            pixels = fn.flip(pixels, horizontal=mirrored, vertical=turned_over)
+        if augment.rotation.prob > 0:
+            pixels = fn.rotate(pixels, angle=angle, keep_size=True, fill_value=0, interp_type=interpolation)
+        return pixels
+
+    return resize_and_turn(image, types.INTERP_LINEAR, True), resize_and_turn(mask, types.INTERP_NN, False)
 
 
 def _random_box(encoded: Any, augment: AugmentConfig) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from unetfast.config import Config, build_config
@@ -52,11 +51,8 @@ def toy_shards(pack_toy: Callable[[float], Path]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
+def _on_one_thread(one_thread: None) -> None:
+    pass
 
 
 def make_config(**sections: dict[str, Any]) -> Config:

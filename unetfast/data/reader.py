@@ -181,6 +181,11 @@ class SplitReader:
         except (ValueError, IndexError) as error:
             raise CorruptShardError(self.describe(sample, "mask"), f"cannot be decoded ({error})") from None
 
+    def image_codec(self, sample: int) -> str:
+        """Name the codec of a sample's image: "jpeg", "png" or "lz4"; "unknown" where the index holds no known one."""
+        code = int(self.rows[sample]["image_codec"])
+        return IMAGE_CODECS[code] if code < len(IMAGE_CODECS) else "unknown"
+
     def key(self, sample: int) -> str:
         """Read a sample's key from the tar header in front of its image.
 

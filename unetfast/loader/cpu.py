@@ -17,7 +17,6 @@ import torch
 
 from unetfast.config import LoaderConfig
 from unetfast.data.reader import SplitReader
-from unetfast.data.sample import IMAGE_CODECS
 from unetfast.errors import CorruptShardError
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
@@ -104,7 +103,7 @@ class _Work:
         """Decode an image as far as its crop needs it, and return the crop box in pixels of the result."""
         record = self.reader.rows[sample_id]
         data = self.reader.read_image(sample_id)
-        codec = IMAGE_CODECS[record["image_codec"]] if record["image_codec"] < len(IMAGE_CODECS) else "unknown"
+        codec = self.reader.image_codec(sample_id)
         top, left, bottom, right = crop_yxyx.tolist()
         reduction = choose_jpeg_reduction((bottom - top, right - left), target_hw, self.config.decode) if codec == "jpeg" else 1
         try:

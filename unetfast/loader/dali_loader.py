@@ -19,7 +19,6 @@ import torch
 
 from unetfast.config import Config
 from unetfast.data.reader import SplitReader
-from unetfast.data.sample import IMAGE_CODECS
 from unetfast.errors import CorruptShardError, UserError
 from unetfast.loader.dali import DaliGraph, DaliSite
 from unetfast.loader.encoded import (
@@ -190,8 +189,7 @@ class DaliLoader(PrefetchLoader[_Job]):
             raise UserError(_say_lost("DALI builds no pipeline here", _pick_line(error))) from None
 
     def _lay_out(self, plan: BatchPlan) -> dict[str, np.ndarray]:
-        rows = self._stream.reader.rows[plan.places.sample_ids]
-        stored_hw = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
+        stored_hw = self._stream.stored_hw(plan.places)
         numbers = number_inputs(plan.augmentation, stored_hw, self._stream.target_hw, self._feed)
         return numbers | block_inputs(plan.augmentation, stored_hw, self._feed)
 
@@ -259,7 +257,7 @@ class DaliLoader(PrefetchLoader[_Job]):
             part = np.array([row])
             alone = BatchPlan(plan.places[part], plan.augmentation[part], plan.end, plan.left_out)
             if reason := self._try_alone(sample, self._lay_out(alone)):
-                if IMAGE_CODECS[reader.rows["image_codec"][sample_id]] != "jpeg":
+                if reader.image_codec(sample_id) != "jpeg":
                     hint = "; nvImageCodec may lack its OpenCV part" if self._feed.images == "encoded" else ""
                     raise UserError(_say_lost("DALI does not take a sample that was decoded on the host", reason + hint))
                 bad[row] = CorruptShardError(reader.describe(sample_id, "image"), f"DALI cannot decode it ({reason})")

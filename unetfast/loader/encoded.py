@@ -149,7 +149,7 @@ def make_control(places: Places, target_hw: tuple[int, int], feed: FeedPlan) -> 
 
 def _load_image(reader: SplitReader, sample_id: int, feed: FeedPlan) -> tuple[np.ndarray, np.ndarray]:
     row = reader.rows[sample_id]
-    codec = IMAGE_CODECS[row["image_codec"]] if row["image_codec"] < len(IMAGE_CODECS) else "unknown"
+    codec = reader.image_codec(sample_id)
     height, width = int(row["height"]), int(row["width"])
     data = reader.read_image(sample_id)
     try:

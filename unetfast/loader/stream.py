@@ -136,8 +136,12 @@ class SampleStream:
     def peek(self, count: int) -> tuple[Augmentation, np.ndarray]:
         """Return the numbers of the first samples of the stream, and their heights and widths, pixels, (n, 2)."""
         places, augmentation = self._look(0, count if self.training else min(count, self.num_samples))
+        return augmentation, self.stored_hw(places)
+
+    def stored_hw(self, places: Places) -> np.ndarray:
+        """Look up heights and widths of samples, pixels, int64, (n, 2)."""
         rows = self.reader.rows[places.sample_ids]
-        return augmentation, np.stack([rows["height"], rows["width"]], axis=1)
+        return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
 
     def advance(self, plan: BatchPlan) -> None:
         """Note that a batch was handed out."""
@@ -195,8 +199,7 @@ class SampleStream:
             last = max(end, start + _WINDOW)
             last = last if self.training else min(last, self.num_samples)
             places = self._order.locate(np.arange(start, last))
-            rows = self.reader.rows[places.sample_ids]
-            stored_hw = np.stack([rows["height"], rows["width"]], axis=1)
+            stored_hw = self.stored_hw(places)
             augmentation = draw_augmentation(self._augment, places, stored_hw, seed=self._seed, target_hw=self.target_hw)
             self._window = (start, places, augmentation)
         first, places, augmentation = self._window
