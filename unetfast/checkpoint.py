@@ -29,6 +29,7 @@ from unetfast.model.unet import UNet
 
 FORMAT = "unetfast checkpoint"
 FORMAT_VERSION = 1
+LATER_PARTS = frozenset({"ema"})  # missing in files that were written before there were any
 BATCH_NORM_COUNTS = ("running_mean", "running_var", "num_batches_tracked")
 TEMPORARY_MARK = ".tmp-"  # in the name of a file that is being written: `.last.pt.tmp-<pid>`
 FULL_DISK_BYTES = 2**20  # less free space than this is a full disk
@@ -38,7 +39,7 @@ FULL_DISK_BYTES = 2**20  # less free space than this is a full disk
 MAY_CHANGE = (
     *("loader.backend", "loader.threads", "loader.prefetch_batches", "loader.checksum", "loader.on_bad"),
     *("train.epochs", "train.max_steps", "train.device", "train.amp", "train.compile", "train.channels_last"),
-    *("train.deterministic", "train.init_checkpoint"),
+    *("train.deterministic", "train.init_checkpoint", "train.max_bad_steps", "train.on_out_of_memory", "early_stop."),
     *("eval.batch_size", "log.", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.name"),
 )
 
@@ -61,6 +62,7 @@ class Checkpoint:
         schedule: plateau state, numbers alone.
         scaler: the `GradScaler`'s `state_dict`; empty without fp16.
         loader: the training loader's `state_dict`: the place in the sample stream.
+        ema: moving average of the weights, a `state_dict` like `weights`; empty without one.
         rng: one entry a rank: random states of torch, CUDA, numpy and Python as tensors and integers.
         progress: what has been summed up inside the unfinished epoch: losses, confusion matrix, rows of metrics written.
         metrics: of the last validation pass; numbers and None, empty before the first.
@@ -80,6 +82,7 @@ class Checkpoint:
     schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     loader: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
     rng: list[dict[str, Any]] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +93,12 @@ class Checkpoint:
         model = build_unet(self.config.model, num_classes=self.labels.num_classes, mean=self.mean, std=self.std)
         model.load_state_dict(self.weights)
         return model.eval()
+
+
+# keys of [model] that the U-Net takes as they are
+UNET_KEYS = frozenset(
+    {"base_channels", "depth", "convs_per_block", "conv_order", "norm", "down", "up", "head_kernel", "dropout"}
+)
 
 
 def build_unet(
@@ -107,7 +116,7 @@ def build_unet(
         UserError: the choices do not fit each other.
     """
     try:
-        return UNet(num_classes, mean=mean, std=std, **model_config.model_dump())
+        return UNet(num_classes, mean=mean, std=std, **model_config.model_dump(include=UNET_KEYS))
     except ValueError as error:
         raise UserError(f"[model]: {error}") from None
 
@@ -193,7 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         age = "a newer unetfast wrote it: update" if isinstance(version, int) and version > FORMAT_VERSION else "train again"
         raise UserError(f"{path}: checkpoint format {version!r}, this unetfast reads {FORMAT_VERSION}; {age}")
     try:
-        parts = {part.name: tree[part.name] for part in fields(Checkpoint)}
+        parts = {part.name: tree[part.name] for part in fields(Checkpoint) if part.name in tree or part.name not in LATER_PARTS}
         parts["labels"] = LabelTable.model_validate(parts["labels"])
         parts["mean"], parts["std"] = tuple(parts["mean"]), tuple(parts["std"])
     except (KeyError, TypeError, ValidationError) as error:
