@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from unetfast import cli
+from unetfast.cli.choices import parse_size
 from unetfast.errors import UserError
 
 COMMANDS = ("shard", "inspect", "train", "eval", "predict", "demo", "doctor")
@@ -111,12 +112,12 @@ def test_user_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["160", "160x", "x240", "0x240", "axb", "160x240x3", "²x3"])
 def test_size_must_be_height_x_width(size: str) -> None:
     with pytest.raises(UserError, match="HEIGHTxWIDTH"):
-        cli._parse_size(size)
+        parse_size(size)
 
 
 def test_size_is_height_first() -> None:
-    assert cli._parse_size("160x240") == (160, 240)
-    assert cli._parse_size(None) is None
+    assert parse_size("160x240") == (160, 240)
+    assert parse_size(None) is None
 
 
 @pytest.mark.parametrize(

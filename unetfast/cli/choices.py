@@ -1,0 +1,64 @@
+"""What options of several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from unetfast.errors import UserError
+
+
+class Dataset(StrEnum):
+    auto = "auto"
+    carvana = "carvana"
+    clevr = "clevr"
+    ade20k = "ade20k"
+    folder = "folder"
+    webdataset = "webdataset"
+
+
+class ToyDataset(StrEnum):
+    carvana = "carvana"
+    clevr = "clevr"
+    ade20k = "ade20k"
+
+
+class ImageCodec(StrEnum):
+    auto = "auto"
+    jpeg = "jpeg"
+    png = "png"
+    lz4 = "lz4"
+
+
+class MaskCodec(StrEnum):
+    lz4 = "lz4"
+    png = "png"
+
+
+class Exif(StrEnum):
+    error = "error"
+    apply = "apply"
+    ignore = "ignore"
+
+
+class OnBad(StrEnum):
+    error = "error"
+    skip = "skip"
+
+
+class EvalSize(StrEnum):
+    training = "training"
+    source = "source"
+
+
+def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
+    """Read HEIGHTxWIDTH in pixels.
+
+    Raises:
+        UserError: it is written otherwise; names the option.
+    """
+    if text is None:
+        return None
+    height, times, width = text.lower().partition("x")
+    if not times or not height.isdecimal() or not width.isdecimal() or int(height) == 0 or int(width) == 0:
+        raise UserError(f"{option} {text}: write HEIGHTxWIDTH in pixels, such as 160x240")
+    return int(height), int(width)

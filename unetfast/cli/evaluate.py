@@ -1,0 +1,40 @@
+"""`unetfast eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unetfast.cli.choices import EvalSize
+from unetfast.cli.program import app, notes_console
+
+
+@app.command("eval", epilog="Example: `unetfast eval --shards shards/ --checkpoint runs/mine/best.pt --json`")
+def evaluate(
+    shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
+    checkpoint: Annotated[Path, typer.Option(metavar="PATH", help="best.pt or last.pt of a run.")],
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
+    size: Annotated[
+        EvalSize | None, typer.Option(help="Score at training size or at the stored size; default: as trained.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images a batch; default: as trained.")] = None,
+    threads: Annotated[int, typer.Option(min=0, metavar="N", help="Loader threads; 0: all cores.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
+    from unetfast.infer.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        shards,
+        checkpoint,
+        split=split,
+        size=None if size is None else size.value,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        json=json,
+        console=notes_console(),
+    )

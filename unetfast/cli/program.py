@@ -1,0 +1,104 @@
+"""The program around the commands: its name, its consoles, its exit codes, its one-line errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from unetfast.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="unetfast",
+    help="From a folder of images and masks to a trained U-Net: shard, inspect, train, eval, predict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def notes_console() -> Console:
+    """Return a console on stderr, for progress and notes."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def results_console() -> Console:
+    """A console on stdout. Where its reader goes away, rich would exit with 1, which says that something is wrong."""
+    from rich.console import Console
+
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Results(highlight=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"unetfast {version('unetfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+# what typer raises for an unknown command or option; it has no public name there, as typer brings its own copy of click
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    message = " ".join(error.format_message().split())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else ""
+        hint = " ".join(("unetfast", *command.split(), "--help"))
+        sys.stderr.write(f"error: {message.rstrip('.')}; see `{hint}`\n")
+    sys.exit(2)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; a `UserError` becomes one message on stderr and exit code 2."""
+    # read once, when torch is first imported: OpenMP threads that wait must not spin against the loader's threads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # what Pillow warns of is either harmless or an error of ours that names the file
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        # the exit code of a command that raised Exit (or of --help), else what the command returned: nothing
+        sys.exit(app(arguments, standalone_mode=False))
+    except _UsageError as error:
+        _refuse_usage(error)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader of our output went away (`unetfast inspect shards/ | head`): not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"error: {error.filename or 'the output'}: {error.strerror}; free some space\n")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
