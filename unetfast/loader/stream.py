@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from unetfast.config import Config
+from unetfast.config.section import Section
 from unetfast.data.reader import SplitReader
 from unetfast.errors import UserError
 from unetfast.loader.augment import Augmentation, draw_augmentation
@@ -20,6 +21,8 @@ from unetfast.loader.order import Order, Places, balance_weights, rank_part
 # positions computed at once: numpy costs the same for 16 samples and for some hundreds
 _WINDOW = 1024
 _STATE_FORMAT = 1
+# settings that came later than the format, with what was done before there were any
+_BEFORE = {"augment.max_class_share": "1.0"}
 _logger = logging.getLogger("unetfast.loader")
 
 
@@ -174,6 +177,7 @@ class SampleStream:
             UserError: the state was taken with other data or settings; lists the fields that differ.
         """
         here = {"format": _STATE_FORMAT, **self._identity}
+        state = {name: value for name, value in _BEFORE.items() if name in here} | state
         differing = [
             f"{name}: {state.get(name, 'nothing')} in the saved state, {here.get(name, 'nothing')} here"
             for name in sorted({*here, *state} - {"position"})
@@ -226,9 +230,11 @@ class SampleStream:
         if self.training:
             identity |= {"train.seed": self._seed, "loader.sampler": sampler, "order.shuffle": config.order.shuffle}
             identity["order.block_size"] = config.order.block_size
-            for section in type(config.augment).model_fields:
-                for name, value in getattr(config.augment, section):
-                    identity[f"augment.{section}.{name}"] = str(value)
+            for section, settings in config.augment:
+                if isinstance(settings, Section):
+                    identity |= {f"augment.{section}.{name}": str(value) for name, value in settings}
+                else:
+                    identity[f"augment.{section}"] = str(settings)
         return identity
 
 
