@@ -2,7 +2,7 @@
 
     python benchmarks/loader_tax.py --toy carvana --device cuda --backends dali,cpu --threads 4 --cores 4
 
-The step is the one that `unetfast train` takes (`unetfast.train.loop.train_step` on the run that `build_run` makes: compiled,
+The step is the one that `unetfast train` takes (`unetfast.train.step.train_step` on the run that `build_run` makes: compiled,
 channels_last, number format by device), on the same net and batch size for all sides, whose rounds take turns. A ratio of 1
 means that data cost nothing. Prints a table for people and one JSON line last; the exit code is 1 when a backend failed.
 """
@@ -34,12 +34,12 @@ from unetfast.device import num_usable_cores, resolve_device
 from unetfast.errors import UserError
 from unetfast.loader.batch import Batch
 from unetfast.loader.build import build_loader
-from unetfast.train.loop import train_step
 from unetfast.train.meter import StepClock
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run
 from unetfast.train.runfolder import RunFolder
 from unetfast.train.setup import build_run, count_parameters, preset_for
+from unetfast.train.step import train_step
 
 RESIDENT = "resident"
 LEAD_IN = 4  # steps at the start of a round, so that no batch made before it is counted

@@ -116,7 +116,7 @@ def build_unet(
         UserError: the choices do not fit each other.
     """
     try:
-        return UNet(num_classes, mean=mean, std=std, **model_config.model_dump(include=UNET_KEYS))
+        return UNet(num_classes, mean=mean, std=std, **model_config.model_dump(include=set(UNET_KEYS)))
     except ValueError as error:
         raise UserError(f"[model]: {error}") from None
 

@@ -20,7 +20,7 @@ from unetfast.data.pack import PackOptions, pack
 from unetfast.data.reader import open_shards
 from unetfast.data.toy import write_toy
 from unetfast.errors import UserError
-from unetfast.infer.evaluate import evaluate_checkpoint
+from unetfast.infer.evaluate_checkpoint import evaluate_checkpoint
 from unetfast.infer.load import build_loss
 from unetfast.loader.build import build_loader
 

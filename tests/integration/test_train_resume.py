@@ -14,7 +14,7 @@ from toy_run import assert_same_state, make_tree, numbers_of, run_here, run_proc
 
 from unetfast.checkpoint import load_checkpoint
 from unetfast.errors import UserError
-from unetfast.train import loop
+from unetfast.train import epoch
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_signal_in_an_epochs_last_step(shards: Path, straight: Path, tmp_path: P
 
 
 def test_signal_inside_validation(shards: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop.validate
+    original = epoch.validate
     calls: list[int] = []
 
     def validate_and_be_stopped(run: Any, stop: Any, **options: Any) -> Any:
@@ -83,7 +83,7 @@ def test_signal_inside_validation(shards: Path, straight: Path, tmp_path: Path, 
             signal.raise_signal(signal.SIGTERM)
         return original(run, stop, **options)
 
-    monkeypatch.setattr(loop, "validate", validate_and_be_stopped)
+    monkeypatch.setattr(epoch, "validate", validate_and_be_stopped)
     result = run_here(shards, tmp_path / "run", make_tree())
     assert (result.stopped, result.steps, result.epochs) == ("signal", 5, 1)
     run_here(shards, tmp_path / "run", make_tree(), resume=True)

@@ -19,9 +19,9 @@ from unetfast.data.reader import open_shards
 from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.loader.dali_install import find_nvcomp_problem
-from unetfast.train.loop import train_step
 from unetfast.train.runfolder import RunFolder
 from unetfast.train.setup import build_run
+from unetfast.train.step import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.dali]
 

@@ -17,7 +17,7 @@ from unetfast.checkpoint import load_checkpoint
 from unetfast.config import Config, build_config, read_config_tree
 from unetfast.data.reader import open_shards
 from unetfast.errors import UserError
-from unetfast.infer.evaluate import evaluate_checkpoint
+from unetfast.infer.evaluate_checkpoint import evaluate_checkpoint
 from unetfast.train import loop
 from unetfast.train.log import read_rows
 from unetfast.train.loop import TrainResult, train

@@ -173,7 +173,7 @@ def _train(job: _Job) -> None:
 
 
 def _eval(job: _Job) -> None:
-    from unetfast.infer.evaluate import evaluate_checkpoint
+    from unetfast.infer.evaluate_checkpoint import evaluate_checkpoint
 
     path = job.out / "eval.json"
     job.say(f"unetfast eval --shards {job.out}/shards --checkpoint {job.checkpoint} --json > {path}")

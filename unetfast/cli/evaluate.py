@@ -25,7 +25,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
-    from unetfast.infer.evaluate import evaluate_checkpoint
+    from unetfast.infer.evaluate_checkpoint import evaluate_checkpoint
 
     evaluate_checkpoint(
         shards,

@@ -1,10 +1,8 @@
 """Training, from config to checkpoint, top to bottom.
 
-One step: a batch from the loader, cut into micro-batches; forward, loss, backward; clip, step. Nothing in it waits for the
-GPU: losses and confusion matrices are summed on the device and read every `log.every_steps` steps. One epoch ends with the
-first batch that holds its last sample; then come validation, pictures and checkpoints.
-
-Axis legend: N batch, C channels, H height, W width, K classes.
+One step (step.py): a batch from the loader, cut into micro-batches; forward, loss, backward; clip, step. Nothing in it waits
+for the GPU: losses and confusion matrices are summed on the device and read every `log.every_steps` steps. One epoch ends with
+the first batch that holds its last sample; then come validation, pictures and checkpoints (epoch.py).
 """
 
 from __future__ import annotations
@@ -14,26 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint, load_initial_weights, save_checkpoint
 from unetfast.config import Config
 from unetfast.device import resolve_device
-from unetfast.loader.batch import Batch
-from unetfast.model.metrics import compute_metrics, confusion_matrix
-from unetfast.train.display import METRIC_WORDS, Display, format_scores
+from unetfast.train.display import METRIC_WORDS, Display
+from unetfast.train.epoch import finish_epoch, is_stopping, save_last, take_validation
 from unetfast.train.log import MetricsLog
 from unetfast.train.meter import StepClock
-from unetfast.train.optimizer import set_learning_rate, split_batch, update_weights
 from unetfast.train.pictures import draw_history, draw_initial_predictions, draw_predictions
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run
 from unetfast.train.runfolder import check_run_folder
-from unetfast.train.schedule import is_better, learning_rate_factor, num_total_steps
+from unetfast.train.schedule import learning_rate_factor, num_total_steps
 from unetfast.train.setup import build_run, describe_run, warn_of_small_splits
 from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
-from unetfast.train.validate import collect_first_panels, validate
+from unetfast.train.step import read_train_row, train_step
+from unetfast.train.validate import validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,159 +169,6 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
             with clock.pause():
                 save_last(run, log)
     return end_run(run, log, display, stop, stopped)
-
-
-def train_step(run: Run, batch: Batch) -> None:
-    """Take one optimizer step on one global batch. Does not wait for the GPU.
-
-    With `accumulation` the gradients of equal micro-batches are averaged. Batch norm sees each micro-batch alone, and a
-    mean over labelled pixels is taken within each: where ignored pixels are spread unevenly, this differs a little from the
-    whole batch at once.
-    """
-    config = run.config
-    num_parts = config.train.accumulation
-    set_learning_rate(run.optimizer, run.learning_rate)
-    run.model.train()
-    for image_NCHW, mask_NHW in split_batch(batch.image_NCHW, batch.mask_NHW, num_parts):
-        with run.amp.autocast(run.device):
-            logits_NKHW = run.model(image_NCHW)
-        loss = run.loss(logits_NKHW, mask_NHW) / num_parts
-        run.scaler.scale(loss).backward()
-        confusion_KK = confusion_matrix(
-            logits_NKHW.detach().max(dim=1).indices,  # argmax gives the same, and is slower on a CPU
-            mask_NHW,
-            num_classes=run.labels.num_classes,
-            ignore_index=run.labels.ignore_index,
-        )
-        run.meter.add_part(loss.detach(), confusion_KK)
-    update_weights(run.optimizer, run.scaler, clip_norm=config.optimizer.clip_norm)
-    run.meter.end_step()
-    run.step += 1
-
-
-def read_train_row(run: Run, clock: StepClock) -> dict[str, Any]:
-    """Read what was summed up since the last row. Waits for the GPU."""
-    loss = run.meter.read_window()
-    speed = clock.read(run.config.loader.batch_size)
-    row = {
-        "kind": "train",
-        "step": run.step,
-        "epoch": run.epoch_in_work,
-        "loss": loss,
-        "learning_rate": run.optimizer.param_groups[0]["lr"],
-        "images_per_s": speed.images_per_s,
-        "data_wait_pct": speed.data_wait_pct,
-        "step_s": speed.step_s,
-    }
-    if run.device.type == "cuda":
-        row["gpu_memory_gib"] = torch.cuda.max_memory_allocated(run.device) / 2**30
-    return row
-
-
-def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> bool:
-    """Validate, log, draw and save behind an epoch's last step.
-
-    Returns:
-        False if a signal came meanwhile: nothing of the run has changed then, and a resume does the epoch's end again.
-    """
-    config = run.config
-    epoch = run.num_epochs_read
-    is_last = epoch >= config.train.epochs
-    num_panels = num_panels_due(run, epoch)
-    evaluation = None
-    if run.val_reader is not None and (is_last or is_due(config.eval.every_epochs, run.epoch, epoch)):
-        try:
-            evaluation = validate(run, stop, collect_panels=num_panels)
-        except StoppedError:
-            return False
-
-    loss, confusion_KK = run.meter.read_epoch()
-    metrics = compute_metrics(confusion_KK, run.labels.names)
-    row = {"kind": "epoch", "step": run.step, "epoch": epoch, "loss": loss, "mean_iou": metrics.mean_iou}
-    row |= {"mean_dice": metrics.mean_dice, "pixel_accuracy": metrics.pixel_accuracy}
-    if run.loader.num_skipped:
-        row["num_skipped"] = run.loader.num_skipped
-        display.say(f"warning: {run.loader.num_skipped} damaged samples left out so far (loader.on_bad = skip)", style="yellow")
-    log.add(row)
-    display.say(f"train   epoch {epoch}/{config.train.epochs}: {format_scores(log.rows[-1], run.labels.names)}")
-    run.meter.start_epoch()
-    epochs_before, run.epoch = run.epoch, epoch
-
-    improved = False
-    if evaluation is not None:
-        improved = take_validation(run, log, display, evaluation.to_json(), epoch=run.epoch)
-    if num_panels:
-        panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
-        draw_predictions(run, panels, is_last=is_last or is_stopping(run))
-    if display.is_time_for_history():
-        draw_history(run, log.rows)
-    save_epoch(run, log, epochs_before=epochs_before, improved=improved)
-    return True
-
-
-def is_due(every: int, epochs_before: int, epochs_now: int) -> bool:
-    """Say whether a multiple of `every` epochs was reached; a step may end several epochs of a small split."""
-    return epochs_now // every > epochs_before // every
-
-
-def is_stopping(run: Run) -> bool:
-    """Say whether `train.max_steps` is reached."""
-    return 0 < run.config.train.max_steps <= run.step
-
-
-def num_panels_due(run: Run, epoch: int) -> int:
-    """Count the samples to draw at the end of an epoch: more at the end of the run, none where no picture is due."""
-    config = run.config.log
-    if epoch >= run.config.train.epochs or is_stopping(run):
-        return max(config.num_panels, config.num_saved_images)
-    return config.num_panels if is_due(config.panels_every_epochs, run.epoch, epoch) else 0
-
-
-def take_validation(run: Run, log: MetricsLog, display: Display, scores: dict[str, Any], *, epoch: int) -> bool:
-    """Take a validation pass into log, schedule and best-so-far.
-
-    Args:
-        run: whose weights were scored.
-        log: gets a row.
-        display: gets a line.
-        scores: `Evaluation.to_json`.
-        epoch: number, from 1, of the epoch that the weights come from, for the line; it need not be finished.
-
-    Returns:
-        Whether it is the best so far.
-    """
-    config = run.config
-    log.add({"kind": "val", "step": run.step, "epoch": run.epoch, **scores})
-    by_name = scores | {"val_loss": scores["loss"]}
-    run.metrics = scores
-    if config.schedule.name == "plateau" and run.plateau.update(by_name[config.schedule.plateau_metric], config.schedule):
-        display.say(f"plateau {config.schedule.plateau_metric} has not improved: learning rate now {run.learning_rate:.3g}")
-    metric = config.checkpoint.best_metric
-    improved = is_better(metric, by_name[metric], run.best.get("value"))
-    if improved:
-        run.best = {"metric": metric, "value": by_name[metric], "epoch": run.epoch, "step": run.step}
-    mark = f"   best so far -> {run.folder.best}" if improved else ""
-    headline = format_scores(scores, run.labels.names)
-    where = f"step {run.step:,} (epoch {epoch}/{config.train.epochs})"
-    display.say(f"val     {where}: {headline}   {scores['num_images']:,} images{mark}")
-    for warning in scores["warnings"]:
-        display.warn_once(warning)
-    return improved
-
-
-def save_last(run: Run, log: MetricsLog) -> None:
-    save_checkpoint(run.folder.last, run.capture(len(log.rows)))
-
-
-def save_epoch(run: Run, log: MetricsLog, *, epochs_before: int, improved: bool) -> None:
-    """Write the checkpoints of an epoch's end; last.pt comes last, so that a kill before it does all of this again."""
-    config, folder = run.config, run.folder
-    checkpoint = run.capture(len(log.rows))
-    if config.checkpoint.every_epochs and is_due(config.checkpoint.every_epochs, epochs_before, run.epoch):
-        save_checkpoint(folder.kept(config, epoch=run.epoch, step=run.step), checkpoint)
-    if improved or run.val_reader is None:
-        save_checkpoint(folder.best, checkpoint)
-    save_checkpoint(folder.last, checkpoint)
 
 
 def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stopped: str) -> TrainResult:

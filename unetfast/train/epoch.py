@@ -1,0 +1,121 @@
+"""The end of an epoch: validation, rows of metrics, pictures, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unetfast.checkpoint import save_checkpoint
+from unetfast.model.metrics import compute_metrics
+from unetfast.train.display import Display, format_scores
+from unetfast.train.log import MetricsLog
+from unetfast.train.pictures import draw_history, draw_predictions
+from unetfast.train.run import Run
+from unetfast.train.schedule import is_better
+from unetfast.train.signals import StoppedError, StopRequest
+from unetfast.train.validate import collect_first_panels, validate
+
+
+def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> bool:
+    """Validate, log, draw and save behind an epoch's last step.
+
+    Returns:
+        False if a signal came meanwhile: nothing of the run has changed then, and a resume does the epoch's end again.
+    """
+    config = run.config
+    epoch = run.num_epochs_read
+    is_last = epoch >= config.train.epochs
+    num_panels = num_panels_due(run, epoch)
+    evaluation = None
+    if run.val_reader is not None and (is_last or is_due(config.eval.every_epochs, run.epoch, epoch)):
+        try:
+            evaluation = validate(run, stop, collect_panels=num_panels)
+        except StoppedError:
+            return False
+
+    loss, confusion_KK = run.meter.read_epoch()
+    metrics = compute_metrics(confusion_KK, run.labels.names)
+    row = {"kind": "epoch", "step": run.step, "epoch": epoch, "loss": loss, "mean_iou": metrics.mean_iou}
+    row |= {"mean_dice": metrics.mean_dice, "pixel_accuracy": metrics.pixel_accuracy}
+    if run.loader.num_skipped:
+        row["num_skipped"] = run.loader.num_skipped
+        display.say(f"warning: {run.loader.num_skipped} damaged samples left out so far (loader.on_bad = skip)", style="yellow")
+    log.add(row)
+    display.say(f"train   epoch {epoch}/{config.train.epochs}: {format_scores(log.rows[-1], run.labels.names)}")
+    run.meter.start_epoch()
+    epochs_before, run.epoch = run.epoch, epoch
+
+    improved = False
+    if evaluation is not None:
+        improved = take_validation(run, log, display, evaluation.to_json(), epoch=run.epoch)
+    if num_panels:
+        panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
+        draw_predictions(run, panels, is_last=is_last or is_stopping(run))
+    if display.is_time_for_history():
+        draw_history(run, log.rows)
+    save_epoch(run, log, epochs_before=epochs_before, improved=improved)
+    return True
+
+
+def is_due(every: int, epochs_before: int, epochs_now: int) -> bool:
+    """Say whether a multiple of `every` epochs was reached; a step may end several epochs of a small split."""
+    return epochs_now // every > epochs_before // every
+
+
+def is_stopping(run: Run) -> bool:
+    """Say whether `train.max_steps` is reached."""
+    return 0 < run.config.train.max_steps <= run.step
+
+
+def num_panels_due(run: Run, epoch: int) -> int:
+    """Count the samples to draw at the end of an epoch: more at the end of the run, none where no picture is due."""
+    config = run.config.log
+    if epoch >= run.config.train.epochs or is_stopping(run):
+        return max(config.num_panels, config.num_saved_images)
+    return config.num_panels if is_due(config.panels_every_epochs, run.epoch, epoch) else 0
+
+
+def take_validation(run: Run, log: MetricsLog, display: Display, scores: dict[str, Any], *, epoch: int) -> bool:
+    """Take a validation pass into log, schedule and best-so-far.
+
+    Args:
+        run: whose weights were scored.
+        log: gets a row.
+        display: gets a line.
+        scores: `Evaluation.to_json`.
+        epoch: number, from 1, of the epoch that the weights come from, for the line; it need not be finished.
+
+    Returns:
+        Whether it is the best so far.
+    """
+    config = run.config
+    log.add({"kind": "val", "step": run.step, "epoch": run.epoch, **scores})
+    by_name = scores | {"val_loss": scores["loss"]}
+    run.metrics = scores
+    if config.schedule.name == "plateau" and run.plateau.update(by_name[config.schedule.plateau_metric], config.schedule):
+        display.say(f"plateau {config.schedule.plateau_metric} has not improved: learning rate now {run.learning_rate:.3g}")
+    metric = config.checkpoint.best_metric
+    improved = is_better(metric, by_name[metric], run.best.get("value"))
+    if improved:
+        run.best = {"metric": metric, "value": by_name[metric], "epoch": run.epoch, "step": run.step}
+    mark = f"   best so far -> {run.folder.best}" if improved else ""
+    headline = format_scores(scores, run.labels.names)
+    where = f"step {run.step:,} (epoch {epoch}/{config.train.epochs})"
+    display.say(f"val     {where}: {headline}   {scores['num_images']:,} images{mark}")
+    for warning in scores["warnings"]:
+        display.warn_once(warning)
+    return improved
+
+
+def save_last(run: Run, log: MetricsLog) -> None:
+    save_checkpoint(run.folder.last, run.capture(len(log.rows)))
+
+
+def save_epoch(run: Run, log: MetricsLog, *, epochs_before: int, improved: bool) -> None:
+    """Write the checkpoints of an epoch's end; last.pt comes last, so that a kill before it does all of this again."""
+    config, folder = run.config, run.folder
+    checkpoint = run.capture(len(log.rows))
+    if config.checkpoint.every_epochs and is_due(config.checkpoint.every_epochs, epochs_before, run.epoch):
+        save_checkpoint(folder.kept(config, epoch=run.epoch, step=run.step), checkpoint)
+    if improved or run.val_reader is None:
+        save_checkpoint(folder.best, checkpoint)
+    save_checkpoint(folder.last, checkpoint)
