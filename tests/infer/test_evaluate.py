@@ -211,6 +211,21 @@ def test_more_than_255_classes() -> None:
     assert torch.equal(run(split, num_classes=300, size="source").confusion_KK, evaluation.confusion_KK)
 
 
+@pytest.mark.parametrize("size", ["training", "source"])
+def test_each_image_is_scored_by_itself_under_its_own_id(size: str) -> None:
+    split = make_split()
+    split.stored = list(split.mask_NHW)
+    whole = run(split, static_batch_size=4, size=size)
+    assert whole.images is not None
+    assert whole.images.sample_ids.tolist() == list(range(7))
+    for place in range(7):
+        part = slice(place, place + 1)
+        one = ToySplit(split.image_NHWC[part], split.mask_NHW[part], stored=split.stored[part])
+        alone = run(one, size=size).metrics
+        assert whole.images.accuracy[place] == pytest.approx(alone.pixel_accuracy)
+        assert whole.images.iou[place] == pytest.approx(alone.mean_iou)
+
+
 def test_modes_and_random_state_are_left_as_they_were() -> None:
     model = PixelNet(4).train()
     model.norm.eval()  # frozen by the caller

@@ -25,10 +25,32 @@ from unetfast.device import AmpPolicy
 from unetfast.infer.fullsize import iter_stripes
 from unetfast.loader.batch import Batch, Loader
 from unetfast.model.losses import SegmentationLoss
-from unetfast.model.metrics import CONVENTION, SegmentationMetrics, compute_metrics, confusion_matrix
+from unetfast.model.metrics import (
+    CONVENTION,
+    SegmentationMetrics,
+    compute_metrics,
+    confusion_matrix,
+    confusion_per_image,
+    image_scores,
+)
 from unetfast.viz.panels import Panel
 
 SIZES = ("training", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScores:
+    """Scores of each image by itself (`unetfast.model.metrics.image_scores`), in the order in which they were read.
+
+    Args:
+        sample_ids: places in the split's index, int64, (n,).
+        iou: mean over the classes that are true or predicted in the image, float32, (n,); NaN without a labelled pixel.
+        accuracy: share of its labelled pixels, float32, (n,); NaN without one.
+    """
+
+    sample_ids: np.ndarray
+    iou: np.ndarray
+    accuracy: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +66,7 @@ class Evaluation:
         panels: pictures of the first samples, at training size.
         confusion_KK: counts in pixels, int64, true classes in rows, on the host.
         notes: what the reader of the numbers should know beyond the traps of `metrics.warnings()`.
+        images: scores of each image; pixels counted at `size`.
     """
 
     loss: float | None
@@ -53,6 +76,7 @@ class Evaluation:
     confusion_KK: Tensor
     panels: list[Panel] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    images: ImageScores | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -129,6 +153,7 @@ def evaluate(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     weight_sum = torch.zeros((), dtype=torch.float64, device=device)
     panels: list[tuple[Tensor, Tensor, Tensor, str, str]] = []
+    scores: list[tuple[np.ndarray, Tensor]] = []
     num_images = 0
     with _eval_mode(model), torch.no_grad():
         for batch in loader:
@@ -144,11 +169,16 @@ def evaluate(
             wanted = min(num, collect_panels - len(panels))
             if size == "training":
                 pred_NHW = logits_NKHW.max(dim=1).indices  # argmax gives the same, and is 20 times slower on a CPU
-                confusion_KK += confusion_matrix(pred_NHW, mask_NHW, num_classes=num_classes, ignore_index=labels.ignore_index)
+                confusion_NKK = confusion_per_image(
+                    pred_NHW, mask_NHW, num_classes=num_classes, ignore_index=labels.ignore_index
+                )[:num]
             else:
                 pred_NHW = logits_NKHW[:wanted].max(dim=1).indices if wanted > 0 else mask_NHW[:0]
-                for logits_KHW, sample_id in zip(logits_NKHW, batch.sample_ids.tolist(), strict=False):
-                    confusion_KK += _confusion_at_source(logits_KHW, reader, sample_id, labels)
+                confusion_NKK = confusion_KK.new_zeros(num, num_classes, num_classes)
+                for place, sample_id in enumerate(batch.sample_ids.tolist()):
+                    confusion_NKK[place] = _confusion_at_source(logits_NKHW[place], reader, sample_id, labels)
+            confusion_KK += confusion_NKK.sum(dim=0)
+            scores.append((batch.sample_ids.copy(), image_scores(confusion_NKK)))
             for place in range(wanted):
                 # a batch is valid until the next one is asked for: clone what is kept
                 parts = (image_NCHW[place].clone(), mask_NHW[place].clone(), pred_NHW[place].clone())
@@ -170,7 +200,15 @@ def evaluate(
         confusion_KK=confusion_KK.cpu(),
         panels=[_panel(*parts) for parts in panels],
         notes=notes,
+        images=_read_image_scores(scores),
     )
+
+
+def _read_image_scores(scores: list[tuple[np.ndarray, Tensor]]) -> ImageScores | None:
+    if not scores:
+        return None
+    score_N2 = torch.cat([part for _, part in scores]).cpu().numpy()
+    return ImageScores(np.concatenate([sample_ids for sample_ids, _ in scores]), score_N2[:, 0], score_N2[:, 1])
 
 
 @contextmanager

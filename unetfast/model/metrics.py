@@ -107,6 +107,15 @@ def confusion_matrix(pred_NHW: Tensor, mask_NHW: Tensor, *, num_classes: int, ig
     Raises:
         ValueError: the shapes differ, a dtype is not of integers, or `ignore_index` names a real class.
     """
+    return confusion_per_image(pred_NHW, mask_NHW, num_classes=num_classes, ignore_index=ignore_index).sum(dim=0)
+
+
+def confusion_per_image(pred_NHW: Tensor, mask_NHW: Tensor, *, num_classes: int, ignore_index: int) -> Tensor:
+    """Count pixels as `confusion_matrix` does, each image in a matrix of its own.
+
+    Returns:
+        Counts in pixels, int64, (N, K, K), on the same device. Does not wait for the GPU.
+    """
     _check_ids(pred_NHW, mask_NHW)
     if 0 <= ignore_index < num_classes:
         raise ValueError(f"ignore_index = {ignore_index} names one of the {num_classes} classes; take one outside of them")
@@ -120,7 +129,27 @@ def confusion_matrix(pred_NHW: Tensor, mask_NHW: Tensor, *, num_classes: int, ig
     # a table per image first: fewer atomic additions meet in one place
     counts = torch.zeros(len(cell_NP), num_cells + 1, dtype=torch.int64, device=cell_NP.device)
     counts.scatter_add_(1, cell_NP, counts.new_ones(()).expand_as(cell_NP))
-    return counts.sum(dim=0)[:num_cells].view(num_classes, num_classes)
+    return counts[:, :num_cells].unflatten(1, (num_classes, num_classes))
+
+
+def image_scores(confusion_NKK: Tensor) -> Tensor:
+    """Score each image by itself: to find the best and worst ones, not to average.
+
+    Args:
+        confusion_NKK: of `confusion_per_image`, int64, (N, K, K).
+
+    Returns:
+        Mean IoU over the classes that are true or predicted in the image, and its pixel accuracy, both in [0, 1], NaN where
+        the image has no labelled pixel; float32, (N, 2), on the same device. Does not wait for the GPU.
+    """
+    hits_NK = confusion_NKK.diagonal(dim1=1, dim2=2)
+    true_NK, pred_NK = confusion_NKK.sum(dim=2), confusion_NKK.sum(dim=1)
+    union_NK = true_NK + pred_NK - hits_NK
+    iou_NK = hits_NK / union_NK.clamp(min=1)
+    # 0 / 0 is NaN: an image without labelled pixels has no score
+    mean_iou_N = iou_NK.sum(dim=1) / (union_NK > 0).sum(dim=1)
+    accuracy_N = hits_NK.sum(dim=1) / true_NK.sum(dim=1)
+    return torch.stack([mean_iou_N, accuracy_N], dim=1).to(torch.float32)
 
 
 def compute_metrics(confusion_KK: Tensor, class_names: Sequence[str]) -> SegmentationMetrics:
