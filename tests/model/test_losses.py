@@ -15,7 +15,19 @@ from unetfast.model.losses import SegmentationLoss, median_frequency_weights
 IGNORE = 255
 NUM_CLASSES = 4
 WEIGHTS = [0.5, 2.0, 0.0, 1.25]
-ALL_LOSSES = [{"cross_entropy": 1.0}, {"bce": 1.0}, {"dice": 1.0}, {"cross_entropy": 0.5, "bce": 0.25, "dice": 2.0}]
+PARTS = ("cross_entropy", "bce", "dice", "focal", "tversky", "lovasz")
+ALL_LOSSES = [
+    {"cross_entropy": 1.0},
+    {"bce": 1.0},
+    {"dice": 1.0},
+    {"focal": 1.0},
+    {"focal": 1.0, "focal_gamma": 0.5},
+    {"tversky": 1.0},
+    {"lovasz": 1.0},
+    {"cross_entropy": 1.0, "label_smoothing": 0.1},
+    {"cross_entropy": 0.5, "dice": 2.0, "focal": 0.75, "tversky": 1.5},
+    {"cross_entropy": 0.5, "bce": 0.25, "dice": 2.0, "focal": 0.75, "tversky": 1.5, "lovasz": 1.25},
+]
 
 
 def _loss(num_classes: int = NUM_CLASSES, ignore_index: int = IGNORE, **options: object) -> SegmentationLoss:
@@ -78,9 +90,10 @@ def test_dice_of_a_perfect_prediction_is_zero_and_of_a_wrong_one_is_one() -> Non
 
 def test_the_sum_has_the_given_weights() -> None:
     logits, mask = _batch()
-    parts = {name: _loss(**{name: 1.0})(logits, mask) for name in ("cross_entropy", "bce", "dice")}
-    total = _loss(cross_entropy=0.5, bce=0.25, dice=2.0)(logits, mask)
-    torch.testing.assert_close(total, 0.5 * parts["cross_entropy"] + 0.25 * parts["bce"] + 2 * parts["dice"])
+    weights = ALL_LOSSES[-1]
+    parts = [weight * _loss(**{name: 1.0})(logits, mask) for name, weight in weights.items()]
+    assert weights.keys() == set(PARTS)
+    torch.testing.assert_close(_loss(**weights)(logits, mask), torch.stack(parts).sum())
 
 
 @pytest.mark.parametrize("options", ALL_LOSSES)
@@ -145,7 +158,7 @@ def test_extreme_logits_stay_finite(options: dict[str, float], scale: float) -> 
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 @pytest.mark.parametrize("options", ALL_LOSSES)
 def test_gradients_are_those_of_finite_differences(options: dict[str, float], class_weights: list[float] | None) -> None:
-    if options.keys() == {"dice"} and class_weights is not None:
+    if not options.keys() & {"cross_entropy", "bce", "focal"}:
         class_weights = None  # refused: weights would act on nothing
     logits, mask = _batch(dtype=torch.float64)
     loss = _loss(class_weights=class_weights, **options)
@@ -158,8 +171,9 @@ def test_a_common_factor_of_class_weights_does_not_matter(seed: int, factor: flo
     logits, mask = _batch(seed)
     weights = [0.5, 2.0, 3.0, 1.25]
     scaled = [factor * weight for weight in weights]
-    first = _loss(cross_entropy=1.0, bce=1.0, class_weights=weights)(logits, mask)
-    torch.testing.assert_close(_loss(cross_entropy=1.0, bce=1.0, class_weights=scaled)(logits, mask), first)
+    options = {"cross_entropy": 1.0, "bce": 1.0, "focal": 1.0, "label_smoothing": 0.2}
+    first = _loss(**options, class_weights=weights)(logits, mask)
+    torch.testing.assert_close(_loss(**options, class_weights=scaled)(logits, mask), first)
 
 
 @settings(max_examples=25, deadline=None)
@@ -175,6 +189,27 @@ def test_losses_do_not_depend_on_the_order_of_pixels_or_images(seed: int) -> Non
         assert loss(logits, mask) >= 0
 
 
+@pytest.mark.parametrize("options", [options for options in ALL_LOSSES if "lovasz" not in options])
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_halves_of_a_batch_know_the_loss_of_the_whole(options: dict[str, float], empty: bool) -> None:
+    """With `total` summing over processes, each of them computes the loss of the whole batch, even one without a label."""
+    logits, mask = _batch(20)
+    if empty:
+        mask[1] = IGNORE
+    sums: list[list[Tensor]] = [[], []]
+    for part in (0, 1):
+
+        def note(values: Tensor, place: int = part) -> Tensor:
+            sums[place].append(values)
+            return values
+
+        _loss(**options, total=note)(logits[part : part + 1], mask[part : part + 1])
+    assert len(sums[0]) == len(sums[1]) == len([name for name in options if name in PARTS])
+    wholes = iter([first + second for first, second in zip(*sums, strict=True)])
+    got = _loss(**options, total=lambda _values: next(wholes))(logits[:1], mask[:1])
+    torch.testing.assert_close(got, _loss(**options)(logits, mask))
+
+
 def test_many_classes() -> None:
     logits, mask = _batch(classes=150)
     expected = F.cross_entropy(logits, mask.long(), ignore_index=IGNORE)
@@ -184,14 +219,15 @@ def test_many_classes() -> None:
 
 def test_class_weights_of_zero_everywhere_in_a_batch() -> None:
     logits, _ = _batch()
-    loss = _loss(cross_entropy=1.0, bce=1.0, class_weights=WEIGHTS)(logits, torch.full((2, 5, 7), 2))
+    options = {"cross_entropy": 1.0, "bce": 1.0, "focal": 1.0, "label_smoothing": 0.2}
+    loss = _loss(**options, class_weights=WEIGHTS)(logits, torch.full((2, 5, 7), 2))
     assert loss.item() == 0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "every loss has weight 0"),
+        ({}, "every loss has weight 0: give cross_entropy, bce, dice, focal, tversky or lovasz a weight"),
         ({"dice": -1.0}, "dice = -1.0"),
         ({"bce": float("nan")}, "bce = nan"),
         ({"cross_entropy": 1.0, "ignore_index": 3}, "ignore_index = 3 names one of the 4 classes"),
@@ -199,7 +235,14 @@ def test_class_weights_of_zero_everywhere_in_a_batch() -> None:
         ({"cross_entropy": 1.0, "class_weights": [1.0]}, "1 numbers, there are 4 classes"),
         ({"cross_entropy": 1.0, "class_weights": [1.0, -1.0, 1.0, 1.0]}, "must be at least 0"),
         ({"cross_entropy": 1.0, "class_weights": [0.0] * 4}, "one of them above"),
-        ({"dice": 1.0, "class_weights": WEIGHTS}, "class_weights act on cross_entropy and bce"),
+        ({"dice": 1.0, "class_weights": WEIGHTS}, "class_weights act on cross_entropy, bce and focal"),
+        ({"tversky": 1.0, "lovasz": 1.0, "class_weights": WEIGHTS}, "dice, tversky and lovasz count each class once"),
+        ({"lovasz": float("inf")}, "lovasz = inf"),
+        ({"cross_entropy": 1.0, "label_smoothing": 1.0}, "label_smoothing = 1.0: must be at least 0 and below 1"),
+        ({"dice": 1.0, "label_smoothing": 0.1}, "label_smoothing = 0.1 acts on cross_entropy alone"),
+        ({"focal": 1.0, "focal_gamma": -1.0}, "focal_gamma = -1.0"),
+        ({"tversky": 1.0, "tversky_alpha": -0.5}, "tversky_alpha = -0.5"),
+        ({"tversky": 1.0, "tversky_alpha": 0.0, "tversky_beta": 0.0}, "one of them above"),
     ],
 )
 def test_a_bad_option_is_named(options: dict[str, object], message: str) -> None:
