@@ -28,6 +28,6 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "error: no Python 3.11, 3.12 or 3.13 on the PATH (with its venv module: on Debian and Ubuntu, apt install python3-venv)" >&2; \
 		echo "  install one, or name one: make PYTHON=/path/to/python3.12 venv" >&2; exit 2; fi
 	"$(PYTHON)" -m venv $(VENV)
-	@echo "installing PyTorch and the rest into $(VENV): about 7 GB on Linux, some minutes"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,dali]'
+	@echo "installing PyTorch and the rest into $(VENV): about 8 GB on Linux, some minutes"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,backbones,watch,notebook,dali]'
 	@touch $(STAMP)

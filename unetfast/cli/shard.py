@@ -9,13 +9,22 @@ import typer
 
 from unetfast.cli.choices import Dataset, Exif, ImageCodec, MaskCodec, OnBad, parse_size
 from unetfast.cli.program import app, notes_console
+from unetfast.errors import UserError
 
 
 @app.command(epilog="Example: `unetfast shard --src Data/ --out shards/`")
 def shard(
-    src: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the data set, as it was downloaded.")],
+    src: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder of the data set, as it was downloaded.")] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder to write.")] = Path("shards"),
     dataset: Annotated[Dataset, typer.Option(help="Layout of --src; auto detects it.")] = Dataset.auto,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Instead of --src: a folder of images, with --masks.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of their masks.")] = None,
+    val_images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Images for validation; else a part of --images is held back.")
+    ] = None,
+    val_masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of their masks.")] = None,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes; 0: all cores.")] = 0,
     val_fraction: Annotated[
         float,
@@ -54,7 +63,7 @@ def shard(
 ) -> None:
     """Pack a folder of images and masks into WebDataset tar shards."""
     from unetfast.data.masks import parse_value_map
-    from unetfast.data.pack import PackOptions, pack
+    from unetfast.data.pack import PackOptions, pack, pack_folders
     from unetfast.data.sources.base import SourceOptions
 
     given: dict[str, Any] = {} if shard_mib is None else {"shard_mib": shard_mib}
@@ -74,14 +83,36 @@ def shard(
     source_options = SourceOptions(
         classes_file=classes, ignore_value=ignore, value_map=parse_value_map(map_ or []), mask_suffix=mask_suffix
     )
-    pack(
-        src,
-        out,
-        dataset=dataset.value,
-        source_options=source_options,
-        options=options,
-        workers=workers,
-        dry_run=dry_run,
-        overwrite=overwrite,
-        console=notes_console(),
-    )
+    common: dict[str, Any] = {
+        "source_options": source_options,
+        "options": options,
+        "workers": workers,
+        "dry_run": dry_run,
+        "overwrite": overwrite,
+        "console": notes_console(),
+    }
+    if src is not None:
+        if images or masks or val_images or val_masks:
+            raise UserError(f"--src {src}: names the whole data set; drop it, or drop --images, --masks and their like")
+        pack(src, out, dataset=dataset.value, **common)
+        return
+    folders = _named_folders(images, masks, val_images, val_masks)
+    if dataset is not Dataset.auto:
+        raise UserError(f"--dataset {dataset.value}: needs --src; named folders are images and masks alone")
+    pack_folders(folders, out, **common)
+
+
+def _named_folders(
+    images: Path | None, masks: Path | None, val_images: Path | None, val_masks: Path | None
+) -> dict[str, tuple[Path, Path]]:
+    if images is None and masks is None:
+        raise UserError(
+            "nothing to pack: give --src FOLDER, or --images FOLDER and --masks FOLDER; see `unetfast shard --help`"
+        )
+    if images is None or masks is None:
+        raise UserError("--images and --masks belong together: give both")
+    if (val_images is None) != (val_masks is None):
+        raise UserError("--val-images and --val-masks belong together: give both")
+    if val_images is None or val_masks is None:
+        return {"": (images, masks)}
+    return {"train": (images, masks), "val": (val_images, val_masks)}

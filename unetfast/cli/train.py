@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unetfast.cli.program import app, notes_console
+from unetfast.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @app.command(epilog="Example: `unetfast train --shards shards/ --set train.epochs=10 --out runs/mine`")
 def train(
-    shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
+    shards: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Shard folder; may be left out where --config is a JSON that names its folders."),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="TOML file; keys that it leaves out keep their defaults.")
+        Path | None,
+        typer.Option(metavar="PATH", help="TOML file, or a hyperparams.json; keys that it leaves out keep their defaults."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A shipped config; default: that of the shards' data set.")
@@ -27,17 +35,39 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the run folder --out.")] = False,
 ) -> None:
     """Train a U-Net on a shard folder."""
-    from unetfast.config import apply_overrides, read_config_tree
+    from unetfast.config import apply_overrides, read_any_config
     from unetfast.data.manifest import read_manifest
 
+    console = notes_console()
     # what can be refused without torch, whose import takes seconds, is refused first
-    read_manifest(shards)
-    apply_overrides({} if config is None else read_config_tree(config), set_ or [])
+    if shards is not None:
+        read_manifest(shards)
+    apply_overrides({} if config is None else read_any_config(config), set_ or [])
+    folder = _find_shards(shards, config, console)
     from unetfast.train.loop import train as run_training
     from unetfast.train.setup import resolve_run
 
-    console = notes_console()
-    run = resolve_run(shards, config=config, preset=preset, overrides=set_ or [], out=out, resume=resume, console=console)
-    result = run_training(shards, run.config, run.out, resume=resume, console=console)
+    run = resolve_run(folder, config=config, preset=preset, overrides=set_ or [], out=out, resume=resume, console=console)
+    result = run_training(folder, run.config, run.out, resume=resume, console=console)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _find_shards(shards: Path | None, config: Path | None, console: Console) -> Path:
+    """Take the shards that were given, or pack the folders that a `hyperparams.json` names."""
+    from unetfast.config import is_hyperparams, read_hyperparams
+
+    if config is None or not is_hyperparams(config):
+        if shards is None:
+            raise UserError("--shards: give the shard folder to train on; `unetfast shard --src DATA --out shards/` makes one")
+        return shards
+    hyperparams = read_hyperparams(config)
+    for note in hyperparams.notes:
+        console.print(f"config  {config}: {note}", markup=False, soft_wrap=True)
+    if shards is not None:
+        if hyperparams.folders:
+            console.print(f"config  {config}: its folders have no part, since --shards {shards} is given", soft_wrap=True)
+        return shards
+    from unetfast.app.autopack import pack_named_folders
+
+    return pack_named_folders(hyperparams, console=console)

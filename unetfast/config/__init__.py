@@ -15,6 +15,7 @@ from unetfast.config.augmenting import (
     ResizedCropConfig,
     RotationConfig,
 )
+from unetfast.config.hyperparams import Hyperparams, is_hyperparams, read_any_config, read_hyperparams
 from unetfast.config.loading import AUTO_BATCH_SIZE, DaliConfig, LoaderConfig, OrderConfig
 from unetfast.config.modelling import LossConfig, ModelConfig
 from unetfast.config.reading import (
@@ -44,6 +45,7 @@ __all__ = [
     "FactorConfig",
     "FlipConfig",
     "HueConfig",
+    "Hyperparams",
     "LoaderConfig",
     "LogConfig",
     "LossConfig",
@@ -57,9 +59,12 @@ __all__ = [
     "apply_overrides",
     "build_config",
     "config_to_toml",
+    "is_hyperparams",
     "known_keys",
     "preset_folder",
     "preset_names",
+    "read_any_config",
     "read_config_tree",
+    "read_hyperparams",
     "read_preset_tree",
 ]

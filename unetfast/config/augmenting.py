@@ -77,6 +77,11 @@ class AugmentConfig(Section):
             self._check_range(name)
         if self.resized_crop.area[1] > 1:
             raise ValueError("augment.resized_crop.area goes past 1: a crop cannot be larger than its image")
+        if self.max_class_share < 1 and self.resized_crop.prob == self.crop.prob == 0:
+            raise ValueError(
+                f"augment.max_class_share = {self.max_class_share:g} chooses among crops, and none is drawn: set the prob of "
+                "augment.crop or augment.resized_crop, such as --set augment.resized_crop.prob=1"
+            )
         return self
 
     def _check_range(self, name: str) -> None:

@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,10 +36,11 @@ from unetfast.data.packshard import ShardPacker, ShardResult
 from unetfast.data.plan import MIB, PackPlan, ShardPlan, build_plan
 from unetfast.data.sources.base import ScanProblem, SourceOptions, SourceScan
 from unetfast.data.sources.detect import scan_source
+from unetfast.data.sources.named import scan_named
 from unetfast.data.workers import check_main_guard, count_cores, run_tasks
 from unetfast.errors import UserError
 
-__all__ = ["PackOptions", "PackReport", "check_problems", "pack", "pack_scan"]
+__all__ = ["PackOptions", "PackReport", "check_problems", "pack", "pack_folders", "pack_scan"]
 
 PACKER_VERSION = 1  # changes when the same plan would give other bytes
 _MAX_TOLD = 5
@@ -87,6 +89,40 @@ def pack(
     return pack_scan(
         scan,
         src,
+        out,
+        source_options=source_options,
+        options=options,
+        workers=workers,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        console=console,
+    )
+
+
+def pack_folders(
+    folders: Mapping[str, tuple[Path, Path]],
+    out: Path,
+    *,
+    source_options: SourceOptions = _DEFAULT_SOURCE,
+    options: PackOptions = _DEFAULT_OPTIONS,
+    workers: int = 0,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> PackReport:
+    """Pack folders of images and masks that are named one by one; other arguments and errors as of `pack`.
+
+    Args:
+        folders: split ("train", "val", "test", or "" to be split) -> folder of images, folder of masks.
+        out: the shard folder; made when missing; in none of those folders.
+    """
+    check_main_guard()
+    root, scan = scan_named(folders, source_options)
+    for place in {place for pair in folders.values() for place in pair}:
+        check_place(place, out)
+    return pack_scan(
+        scan,
+        root,
         out,
         source_options=source_options,
         options=options,

@@ -20,6 +20,7 @@ from unetfast.config import (
     apply_overrides,
     build_config,
     preset_names,
+    read_any_config,
     read_config_tree,
     read_preset_tree,
 )
@@ -84,7 +85,7 @@ def resolve_run(
         raise UserError("--resume: say which run to go on with, by --out runs/NAME")
     overrides = overrides or []
     if config is not None:
-        tree, where = read_config_tree(config), str(config)
+        tree, where = read_any_config(config), str(config)
     elif preset is not None:
         tree, where = read_preset_tree(preset), f"preset {preset}"
     elif resume and out is not None and (out / CONFIG_NAME).is_file():
@@ -93,6 +94,12 @@ def resolve_run(
         tree, where = _read_default_preset(manifest, overrides)
     where += f", changed by {', '.join(overrides)}" if overrides else ""
     resolved = build_config(apply_overrides(tree, overrides), where=where)
+    initial = resolved.train.init_checkpoint
+    if initial and not resume and not Path(initial).is_file():
+        raise UserError(
+            f"{where}: train.init_checkpoint = {initial}: no such checkpoint; name one with --set train.init_checkpoint=FILE, or "
+            "begin with random weights: --set train.init_checkpoint="
+        )
     if console is not None:
         console.print(f"config  {where}", markup=False, highlight=False, soft_wrap=True)
     return ResolvedRun(resolved, out or next_free_folder(Path("runs"), manifest.dataset))

@@ -8,6 +8,7 @@ car's id is the group.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,30 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
     layout = recognize(root)
     if not layout:
         raise UserError(f"{root}: not a Carvana folder; looked for {LOOKED_FOR}")
+    return _scan_layout(root, layout, options)
+
+
+def scan_pairs(root: Path, folders: Mapping[str, tuple[str, str]], options: SourceOptions) -> SourceScan:
+    """List the pairs of folders that the user named.
+
+    Args:
+        root: a folder above all of them.
+        folders: split -> folder of images, folder of masks, relative to `root`.
+        options: what the user says about the masks.
+    """
+    samples: list[SampleRef] = []
+    problems: list[ScanProblem] = []
+    for split, (image_folder, mask_folder) in folders.items():
+        _pair_folder(root, split, image_folder, mask_folder, samples, problems)
+    return _finish_scan("named folders", samples, problems, [], options)
+
+
+def holds_cars(images: Path, masks: Path) -> bool:
+    """Say whether two folders hold Carvana's images and masks, by their names."""
+    return _looks_right(images, masks)
+
+
+def _scan_layout(root: Path, layout: str, options: SourceOptions) -> SourceScan:
     samples: list[SampleRef] = []
     problems: list[ScanProblem] = []
     notes: list[tuple[str, int]] = []
@@ -77,6 +102,16 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
                 notes.append((f"images of {extra}/ left out", len(list_files(root / extra, IMAGE_SUFFIXES, deep=False))))
     if not samples and not problems:
         raise UserError(f"{root}: no Carvana image in it; looked for {LOOKED_FOR}")
+    return _finish_scan(layout, samples, problems, notes, options)
+
+
+def _finish_scan(
+    layout: str,
+    samples: list[SampleRef],
+    problems: list[ScanProblem],
+    notes: list[tuple[str, int]],
+    options: SourceOptions,
+) -> SourceScan:
     labels = apply_value_map(_build_labels(samples), options.value_map)
     samples.sort(key=lambda sample: (sample.split, sample.name))
     return SourceScan("carvana", layout, labels, samples, CarvanaMaskReader(labels, options.value_map), problems, notes)

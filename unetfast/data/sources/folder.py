@@ -8,7 +8,7 @@ apart by endings such as `_mask`. What the masks' values mean is found as `found
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +78,25 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
     places = _find_places(root)
     if not places:
         raise UserError(f"{root}: no images and masks found; looked for {LOOKED_FOR}")
+    return _scan_places(root, places, recognize(root), options)
+
+
+def scan_pairs(root: Path, folders: Mapping[str, tuple[Path, Path]], options: SourceOptions) -> SourceScan:
+    """List the pairs of folders that the user named, and find the classes of their masks.
+
+    Args:
+        root: a folder above all of them.
+        folders: split -> folder of images, folder of masks; the same one twice where both lie in one.
+        options: what the user says about classes and values.
+
+    Raises:
+        UserError: no image has a mask, or the classes are not clear.
+    """
+    places = [_Place(split, images, masks) for split, (images, masks) in folders.items()]
+    return _scan_places(root, places, "named folders", options)
+
+
+def _scan_places(root: Path, places: list[_Place], layout: str, options: SourceOptions) -> SourceScan:
     samples: list[SampleRef] = []
     problems: list[ScanProblem] = []
     notes: list[tuple[str, int]] = []
@@ -97,7 +116,7 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
             notes.append((what, len(list_files(folder, MASK_SUFFIXES))))
     samples = _split_by_lists(root, samples, problems, notes)
     if not samples:
-        _refuse_empty(root, problems)
+        _refuse_empty(root, layout, problems)
     samples.sort(key=lambda sample: (sample.split, sample.name))
     classes_file = options.classes_file or _find_class_file(root)
     if classes_file and not options.classes_file:
@@ -109,7 +128,7 @@ def scan(root: Path, options: SourceOptions) -> SourceScan:
         value_map=options.value_map,
         where=str(root),
     )
-    return SourceScan("folder", recognize(root), found.labels, samples, found.read_mask, problems, notes + found.notes)
+    return SourceScan("folder", layout, found.labels, samples, found.read_mask, problems, notes + found.notes)
 
 
 def _find_places(root: Path) -> list[_Place]:
@@ -254,11 +273,10 @@ def _split_by_lists(
     return listed
 
 
-def _refuse_empty(root: Path, problems: list[ScanProblem]) -> None:
+def _refuse_empty(root: Path, layout: str, problems: list[ScanProblem]) -> None:
     shown = "\n".join(f"  {problem.file} {problem.reason}" for problem in problems[:8])
     raise UserError(
-        f"{root}: no image has a mask ({recognize(root)}):\n{shown}\n"
-        "  if masks have an ending of their own, name it with --mask-suffix"
+        f"{root}: no image has a mask ({layout}):\n{shown}\n  if masks have an ending of their own, name it with --mask-suffix"
     )
 
 
