@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetfast.model.unet import Normalize, UNet
+from unetfast.model.network import Normalize
+from unetfast.model.unet import UNet
 
 
 def _image(num: int = 2, height: int = 32, width: int = 48, channels: int = 3, seed: int = 0) -> Tensor:

@@ -1,9 +1,9 @@
 """Parts of the U-Net: convolution blocks, and what goes between the levels.
 
-Each choice is a name; unet.py only puts parts together. A further kind of block (residual, attention, separable) is one more
-function with the signature of `build_conv_block`; a further norm or way up is one more entry of `NORMS` or `UPS`.
+Each choice is a name; unet.py only puts parts together. A further kind of block is one more name of `BLOCKS`; a further norm or
+way up is one more entry of `NORMS` or `UPS`.
 
-Blocks are plain `nn.Sequential`s whose parameters stand in the order of the original implementations (convolution, then its
+Plain blocks are `nn.Sequential`s whose parameters stand in the order of the original implementations (convolution, then its
 norm), so that weights of the same net from elsewhere can be mapped one by one.
 """
 
@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 GROUP_WIDTH = 16  # channels per group, the best row of Wu and He 2018 (Group Normalization), table 3
+BLOCKS = ("plain", "residual", "separable")
 CONV_ORDERS = ("conv-norm-act", "conv-act-norm")
 DOWNS = ("maxpool", "strided", "none")
 
@@ -45,6 +48,75 @@ def _fits(channels: int, num_groups: int) -> bool:
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {"batch": nn.BatchNorm2d, "group": build_group_norm, "none": None}
 
 
+class SeparableConv(nn.Module):
+    """A 3x3 convolution in two steps: each channel by itself, then all channels of each pixel (Chollet 2017, Xception).
+
+    As there, no norm or activation stands between the two. Per pixel it costs 9 C_in + C_in C_out multiplications in place of
+    9 C_in C_out.
+
+    Args:
+        in_channels: channels that come in.
+        out_channels: channels of the result.
+        stride: of the first step.
+        bias: whether the second step has one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, bias: bool) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, hidden_NCHW: Tensor) -> Tensor:
+        hidden_NCHW = self.depthwise(hidden_NCHW)
+        return self.pointwise(hidden_NCHW)  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Add what came in to what the convolutions made of it, before the last activation (He et al. 2016; Zhang et al. 2018).
+
+    Args:
+        body: the convolutions, up to the last one's activation.
+        shortcut: brings what came in to the same channels and size.
+        after: from the last activation on.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+        self.after = after
+
+    def forward(self, hidden_NCHW: Tensor) -> Tensor:
+        return self.after(self.body(hidden_NCHW) + self.shortcut(hidden_NCHW))  # type: ignore[no-any-return]
+
+
+class AttentionGate(nn.Module):
+    """Weigh each pixel of a skip by a number in (0, 1) that the level below has a say in (Oktay et al. 2018, figure 2).
+
+    weight = sigmoid(psi(relu(theta(skip) + phi(below)))), computed at the size of the level below and brought to the skip's
+    size bilinearly; one weight a pixel, the same for all channels.
+
+    Args:
+        skip_channels: channels of the skip.
+        below_channels: channels of the level below.
+        scale: the skip's size divided by that of the level below.
+    """
+
+    def __init__(self, skip_channels: int, below_channels: int, scale: int) -> None:
+        super().__init__()
+        mid_channels = max(1, skip_channels // 2)
+        self.theta = nn.Conv2d(skip_channels, mid_channels, kernel_size=scale, stride=scale, bias=False)
+        self.phi = nn.Conv2d(below_channels, mid_channels, kernel_size=1)
+        self.psi = nn.Conv2d(mid_channels, 1, kernel_size=1)
+
+    def forward(self, skip_NCHW: Tensor, below_NCHW: Tensor) -> Tensor:
+        mixed_NCHW = F.relu(self.theta(skip_NCHW) + self.phi(below_NCHW))
+        weight_N1HW = torch.sigmoid(self.psi(mixed_NCHW))
+        if weight_N1HW.shape[-2:] != skip_NCHW.shape[-2:]:
+            weight_N1HW = F.interpolate(weight_N1HW, size=skip_NCHW.shape[-2:], mode="bilinear", align_corners=False)
+        return skip_NCHW * weight_N1HW
+
+
 def build_conv_block(
     in_channels: int,
     out_channels: int,
@@ -53,9 +125,11 @@ def build_conv_block(
     num_convs: int,
     conv_order: str,
     norm: str,
+    block: str = "plain",
+    takes_image: bool = False,
     stride: int = 1,
     dropout: float = 0.0,
-) -> nn.Sequential:
+) -> nn.Module:
     """Build `num_convs` 3x3 convolutions, each with its norm and ReLU.
 
     Args:
@@ -66,30 +140,48 @@ def build_conv_block(
         conv_order: "conv-norm-act" or "conv-act-norm". A convolution has a bias unless a norm follows it directly, which
             would take it away again.
         norm: a name of `NORMS`.
+        block: "plain"; "residual" adds what came in before the last ReLU, through a 1x1 convolution (with its norm, where a
+            norm comes before the ReLU) if channels or size differ; "separable" takes `SeparableConv`s.
+        takes_image: whether the pixels themselves come in. Their convolution is never separable, as in Xception: three
+            channels leave nothing to separate.
         stride: of the first convolution; 2 halves height and width (rounded up).
         dropout: probability with which a whole channel of the result is set to 0 in training (`nn.Dropout2d`).
 
     Raises:
         ValueError: an unknown name.
     """
+    if block not in BLOCKS:
+        raise ValueError(f"block = {block!r}: must be one of {', '.join(BLOCKS)}")
     if conv_order not in CONV_ORDERS:
         raise ValueError(f"conv_order = {conv_order!r}: must be one of {', '.join(CONV_ORDERS)}")
     build_norm = choose("norm", norm, NORMS)
     norm_first = conv_order == "conv-norm-act"
+    bias = build_norm is None or not norm_first
     widths = [in_channels, *[mid_channels] * (num_convs - 1), out_channels]
     layers: list[nn.Module] = []
+    tail: list[nn.Module] = []  # of the last convolution: from its activation on
     for place in range(num_convs):
         width = widths[place + 1]
-        bias = build_norm is None or not norm_first
         step = stride if place == 0 else 1
-        layers.append(nn.Conv2d(widths[place], width, kernel_size=3, stride=step, padding=1, bias=bias))
-        after: list[nn.Module] = [nn.ReLU(inplace=True)]
+        if block == "separable" and not (takes_image and place == 0):
+            layers.append(SeparableConv(widths[place], width, stride=step, bias=bias))
+        else:
+            layers.append(nn.Conv2d(widths[place], width, kernel_size=3, stride=step, padding=1, bias=bias))
+        tail = [nn.ReLU(inplace=True)]
         if build_norm is not None:
-            after.insert(0 if norm_first else 1, build_norm(width))
-        layers += after
+            (layers if norm_first else tail).append(build_norm(width))
+        if place < num_convs - 1:
+            layers += tail
     if dropout > 0:
-        layers.append(nn.Dropout2d(dropout))
-    return nn.Sequential(*layers)
+        tail.append(nn.Dropout2d(dropout))
+    if block != "residual":
+        return nn.Sequential(*layers, *tail)
+    shortcut: list[nn.Module] = []
+    if in_channels != out_channels or stride > 1:
+        shortcut.append(nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=bias))
+        if build_norm is not None and norm_first:
+            shortcut.append(build_norm(out_channels))
+    return ResidualBlock(nn.Sequential(*layers), nn.Sequential(*shortcut), nn.Sequential(*tail))
 
 
 def build_down(down: str) -> nn.Module:
