@@ -1,7 +1,8 @@
 """What is done to each sample: the numbers of its augmentation, for many samples at once; no pixels here.
 
 Every number is drawn for (seed, epoch, sample) alone, so both backends, all threads and ranks, and a resumed run do the same to
-the same sample. (A sample that the balanced sampler takes several times in an epoch is drawn anew each time.)
+the same sample. (A sample that the balanced sampler takes several times in an epoch is drawn anew each time.) One choice is
+left open here: with `augment.max_class_share` several crop boxes are drawn, and the sample's mask takes one (foreground.py).
 
 Coordinates are (x, y) with whole numbers at pixel edges: the centre of pixel (row i, column j) is (j + 0.5, i + 0.5).
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from unetfast.config import AugmentConfig
-from unetfast.loader.draw import STREAM_AUGMENT, draw_uniform
+from unetfast.loader.draw import STREAM_AUGMENT, STREAM_CROPS, draw_uniform
 from unetfast.loader.order import Places
 
 # the place of each draw in a sample's row; new ones go to the end, so that old runs can be repeated
@@ -45,6 +46,9 @@ _DRAWS = (
     "hue_if",
     "hue",
 )
+# what each further crop box is drawn from, box after box, in a stream of its own
+_CROP_DRAWS = ("crop_area", "crop_aspect", "crop_y", "crop_x")
+NUM_CANDIDATES = 10
 
 # RGB <-> YIQ as DALI's color_twist has it, so that one formula serves both backends
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
@@ -72,6 +76,8 @@ class Augmentation:
         color_matrix: from (R, G, B, 1) in 0..255 to (R, G, B), float64, (n, 3, 4).
         mask_matrix: from a target position to the position in the stored mask, all steps in one, and the quarter that decides
             ties, float64, (n, 2, 3).
+        candidates_yxyx: boxes of which the sample's mask takes one, `crop_yxyx` as drawn first, all equal where a sample is not
+            cropped, int64, (n, NUM_CANDIDATES, 4); (n, 0, 4) where nothing is to be chosen.
     """
 
     crop_yxyx: np.ndarray
@@ -88,12 +94,32 @@ class Augmentation:
     has_color: np.ndarray
     color_matrix: np.ndarray
     mask_matrix: np.ndarray
+    candidates_yxyx: np.ndarray
 
     def __len__(self) -> int:
         return len(self.hflip)
 
     def __getitem__(self, part: slice | np.ndarray) -> Augmentation:
         return Augmentation(*(getattr(self, field.name)[part] for field in fields(self)))
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether masks have their crops still to choose."""
+        return self.candidates_yxyx.shape[1] > 0
+
+    def replace_crop(self, row: int, crop_yxyx: np.ndarray, target_hw: tuple[int, int]) -> None:
+        """Give a row another crop box, in place; all else that was drawn for it stays.
+
+        Args:
+            row: of the sample.
+            crop_yxyx: the box, int64, (4,).
+            target_hw: height and width of the batch, pixels.
+        """
+        part = slice(row, row + 1)
+        self.crop_yxyx[row] = crop_yxyx
+        self.mask_matrix[part] = _mask_matrix(
+            self.crop_yxyx[part], self.hflip[part], self.vflip[part], self.warp_matrix[part], target_hw
+        )
 
 
 def draw_augmentation(
@@ -114,14 +140,17 @@ def draw_augmentation(
     stored_hw = np.asarray(stored_hw, dtype=np.int64).reshape(len(places), 2)
 
     scale = _draw_value(draws, "scale", config.scale.prob, config.scale.range, otherwise=1.0)
-    crop_yxyx = _draw_crop(config, draws, stored_hw, np.maximum(scale, 1.0), target_hw)
+    zoom_in = np.maximum(scale, 1.0)
+    crop_yxyx = _draw_crop(config, draws, stored_hw, zoom_in, target_hw)
+    candidates_yxyx = np.empty((len(places), 0, 4), dtype=np.int64)
+    if config.max_class_share < 1:
+        redraws = _draw_crops_anew(draws, places, seed)
+        others = [_draw_crop(config, redraw, stored_hw, zoom_in, target_hw) for redraw in redraws]
+        candidates_yxyx = np.stack([crop_yxyx, *others], axis=1)
     hflip, vflip = draws["hflip"] < config.hflip.prob, draws["vflip"] < config.vflip.prob
     degrees = _draw_value(draws, "rotation", config.rotation.prob, config.rotation.degrees, otherwise=0.0)
     zoom = np.minimum(scale, 1.0)
     warp_matrix = _warp_matrix(degrees, zoom, target_hw)
-    mask_matrix = _multiply(_box_matrix(crop_yxyx, hflip, vflip, target_hw), warp_matrix)
-    # positions of an upright box are multiples of 1 / (2 * target size) stored pixels: this is the middle between two of them
-    mask_matrix[:, :, 2] += 0.25 / np.array([target_hw[1], target_hw[0]])
 
     brightness = _draw_value(draws, "brightness", config.brightness.prob, config.brightness.range, otherwise=1.0)
     contrast = _draw_value(draws, "contrast", config.contrast.prob, config.contrast.range, otherwise=1.0)
@@ -141,7 +170,8 @@ def draw_augmentation(
         hue=hue,
         has_color=(brightness != 1) | (contrast != 1) | (saturation != 1) | (hue != 0),
         color_matrix=_color_matrix(brightness, contrast, saturation, hue),
-        mask_matrix=mask_matrix,
+        mask_matrix=_mask_matrix(crop_yxyx, hflip, vflip, warp_matrix, target_hw),
+        candidates_yxyx=candidates_yxyx,
     )
 
 
@@ -150,6 +180,14 @@ def _draw_value(
 ) -> np.ndarray:
     low, high = bounds
     return np.where(draws[f"{name}_if"] < prob, low + (high - low) * draws[name], otherwise)
+
+
+def _draw_crops_anew(draws: dict[str, np.ndarray], places: Places, seed: int) -> list[dict[str, np.ndarray]]:
+    """Draw what further crop boxes are made from; whether a sample is cropped at all stays as it was drawn."""
+    num_draws = (NUM_CANDIDATES - 1) * len(_CROP_DRAWS)
+    numbers = draw_uniform(seed, STREAM_CROPS, places.epochs, places.sample_ids, places.repeats, num_draws)
+    anew = numbers.reshape(len(places), NUM_CANDIDATES - 1, len(_CROP_DRAWS)).transpose(1, 2, 0)
+    return [draws | dict(zip(_CROP_DRAWS, of_box, strict=True)) for of_box in anew]
 
 
 def _draw_crop(
@@ -187,6 +225,16 @@ def _resized_crop_size(config: AugmentConfig, draws: dict[str, np.ndarray], full
     shortest, longest = np.clip(shortest, -bound, bound), np.clip(longest, -bound, bound)
     stretch = np.exp(shortest + (longest - shortest) * draws["crop_aspect"])
     return np.asarray(full * np.sqrt(np.stack([area / stretch, area * stretch], axis=1)))
+
+
+def _mask_matrix(
+    crop_yxyx: np.ndarray, hflip: np.ndarray, vflip: np.ndarray, warp_matrix: np.ndarray, target_hw: tuple[int, int]
+) -> np.ndarray:
+    """Map target positions to the stored mask, (n, 2, 3)."""
+    matrix = _multiply(_box_matrix(crop_yxyx, hflip, vflip, target_hw), warp_matrix)
+    # positions of an upright box are multiples of 1 / (2 * target size) stored pixels: this is the middle between two of them
+    matrix[:, :, 2] += 0.25 / np.array([target_hw[1], target_hw[0]])
+    return matrix
 
 
 def _box_matrix(crop_yxyx: np.ndarray, hflip: np.ndarray, vflip: np.ndarray, target_hw: tuple[int, int]) -> np.ndarray:

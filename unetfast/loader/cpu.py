@@ -20,6 +20,7 @@ from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
+from unetfast.loader.foreground import CropRule
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_reduced,
@@ -71,7 +72,7 @@ class _Work:
 
     reader: SplitReader
     config: LoaderConfig
-    ignore_index: int
+    rule: CropRule
 
     def begin(self, job: _Job) -> None:
         """Wait until the last copy to a GPU has read the job's memory."""
@@ -82,10 +83,11 @@ class _Work:
         self._load(int(job.plan.places.sample_ids[row]), job.plan.augmentation, row, job.slot)
 
     def _load(self, sample_id: int, numbers: Augmentation, row: int, slot: _Slot) -> None:
-        self._load_image(sample_id, numbers, row, slot.image_NHWC[row].numpy())
         mask_HW = self.reader.decode_mask(sample_id)
+        self.rule.settle(numbers, row, mask_HW)
+        self._load_image(sample_id, numbers, row, slot.image_NHWC[row].numpy())
         out_HW = slot.mask_NHW[row].numpy()
-        gather_mask(mask_HW, numbers.mask_matrix[row], numbers.crop_yxyx[row], self.ignore_index, out_HW)
+        gather_mask(mask_HW, numbers.mask_matrix[row], numbers.crop_yxyx[row], self.rule.ignore_index, out_HW)
 
     def _load_image(self, sample_id: int, numbers: Augmentation, row: int, out_HWC: np.ndarray) -> None:
         rgb_HWC, box_yxyx = self._decode(sample_id, numbers.crop_yxyx[row], (out_HWC.shape[0], out_HWC.shape[1]))
@@ -131,7 +133,7 @@ class CpuLoader(PrefetchLoader[_Job]):
 
     def __init__(self, stream: SampleStream, config: LoaderConfig, *, num_threads: int, device: torch.device) -> None:
         labels = stream.reader.manifest.labels
-        work = _Work(stream.reader, config, labels.ignore_index)
+        work = _Work(stream.reader, config, stream.crop_rule)
         super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)
         self._device = device
         mask_dtype = torch.uint8 if labels.mask_dtype == np.uint8 else torch.uint16

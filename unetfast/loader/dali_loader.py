@@ -30,6 +30,7 @@ from unetfast.loader.encoded import (
     number_inputs,
     plan_feed,
 )
+from unetfast.loader.foreground import CropRule
 from unetfast.loader.prefetch import Job, PrefetchLoader
 from unetfast.loader.stream import BatchPlan, SampleStream
 
@@ -53,6 +54,7 @@ class _Work:
 
     reader: SplitReader
     feed: FeedPlan
+    rule: CropRule
 
     def begin(self, job: _Job) -> None:
         """Do nothing: every sample has memory of its own."""
@@ -60,7 +62,7 @@ class _Work:
     def load(self, job: _Job, row: int) -> None:
         """Read and check one sample of a batch."""
         sample_id = int(job.plan.places.sample_ids[row])
-        job.samples[row] = load_encoded(self.reader, sample_id, job.plan.augmentation.crop_yxyx[row], self.feed)
+        job.samples[row] = load_encoded(self.reader, sample_id, job.plan.augmentation, row, self.feed, self.rule)
 
 
 class DaliLoader(PrefetchLoader[_Job]):
@@ -88,6 +90,12 @@ class DaliLoader(PrefetchLoader[_Job]):
     backend = "dali"
 
     def __init__(self, stream: SampleStream, config: Config, *, num_threads: int, device: torch.device) -> None:
+        if config.dali.inflate == "gpu" and stream.training and config.augment.max_class_share < 1:
+            raise UserError(
+                f'augment.max_class_share = {config.augment.max_class_share:g} with dali.inflate = "gpu": a mask chooses its '
+                "crop on the host, and would be inflated on the GPU alone; take --set dali.inflate=host, or "
+                "--set augment.max_class_share=1.0"
+            )
         if config.dali.inflate == "gpu" and device.type != "cuda":
             raise UserError('dali.inflate = "gpu" needs a GPU; take --set dali.inflate=host')
         if config.dali.inflate == "gpu" and not config.loader.checksum:
@@ -120,7 +128,7 @@ class DaliLoader(PrefetchLoader[_Job]):
         super().__init__(
             stream,
             config.loader,
-            _Work(reader, self._feed),
+            _Work(reader, self._feed, stream.crop_rule),
             num_threads=num_threads,
             num_ahead=2 * config.loader.prefetch_batches,
         )
@@ -250,7 +258,7 @@ class DaliLoader(PrefetchLoader[_Job]):
             raise UserError(_say_lost("DALI failed on a batch of sound samples", failure))
         for row, sample_id in enumerate(sample_ids):
             try:
-                sample = load_encoded(reader, sample_id, plan.augmentation.crop_yxyx[row], self._feed)
+                sample = load_encoded(reader, sample_id, plan.augmentation, row, self._feed, self._stream.crop_rule)
             except CorruptShardError as error:
                 bad[row] = error
                 continue

@@ -12,6 +12,7 @@ import numpy as np
 # what a number is drawn for: separate streams never share a counter
 STREAM_ORDER = 1
 STREAM_AUGMENT = 2
+STREAM_CROPS = 3
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -50,7 +51,7 @@ def draw_words(
 
     Args:
         seed: of the run, in [0, 2**63).
-        stream: `STREAM_ORDER` or `STREAM_AUGMENT`.
+        stream: one of the streams above.
         epochs: in [0, 2**32), (n,).
         indices: sample, block or zero, in [0, 2**32), (n,).
         repeats: how often the index stood in the epoch before, in [0, 2**32), (n,).

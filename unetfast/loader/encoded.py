@@ -20,6 +20,7 @@ from unetfast.data.reader import SplitReader
 from unetfast.data.sample import IMAGE_CODECS, MASK_CODECS
 from unetfast.errors import CorruptShardError
 from unetfast.loader.augment import Augmentation, draw_augmentation
+from unetfast.loader.foreground import CropRule
 from unetfast.loader.jpegscan import is_well_formed
 from unetfast.loader.lz4blocks import split_frame
 from unetfast.loader.order import Places
@@ -107,14 +108,24 @@ class EncodedSample:
 _NO_BLOCKS = np.zeros(0, dtype=np.int32)
 
 
-def load_encoded(reader: SplitReader, sample_id: int, crop_yxyx: np.ndarray, feed: FeedPlan) -> EncodedSample:
-    """Read, check and prepare one sample.
+def load_encoded(
+    reader: SplitReader, sample_id: int, numbers: Augmentation, row: int, feed: FeedPlan, rule: CropRule
+) -> EncodedSample:
+    """Read, check and prepare one sample; its mask chooses its crop where there is a choice.
+
+    Args:
+        reader: the split.
+        sample_id: of the sample.
+        numbers: of its batch; its row's crop is replaced by the chosen one.
+        row: of the sample.
+        feed: of the loader.
+        rule: how masks choose; not used where masks are fed as blocks.
 
     Raises:
         CorruptShardError: it cannot be read, its bytes are not those that were packed, or they cannot be decoded.
     """
+    mask, mask_blocks = _load_mask(reader, sample_id, numbers, row, feed, rule)
     image, image_blocks = _load_image(reader, sample_id, feed)
-    mask, mask_blocks = _load_mask(reader, sample_id, crop_yxyx, feed)
     return EncodedSample(image, image_blocks, mask, mask_blocks)
 
 
@@ -176,14 +187,16 @@ def _check_jpeg(data: bytes, hw: tuple[int, int]) -> None:
         decode_image(data, "jpeg", height=hw[0], width=hw[1])
 
 
-def _load_mask(reader: SplitReader, sample_id: int, crop_yxyx: np.ndarray, feed: FeedPlan) -> tuple[np.ndarray, np.ndarray]:
-    row = reader.rows[sample_id]
-    height, width = int(row["height"]), int(row["width"])
-    top, left, bottom, right = crop_yxyx.tolist()
+def _load_mask(
+    reader: SplitReader, sample_id: int, numbers: Augmentation, row: int, feed: FeedPlan, rule: CropRule
+) -> tuple[np.ndarray, np.ndarray]:
     if feed.masks == "pixels":
         ids_HW = reader.decode_mask(sample_id)
+        rule.settle(numbers, row, ids_HW)
+        top, left, bottom, right = numbers.crop_yxyx[row].tolist()
         box_HW = np.ascontiguousarray(ids_HW[top:bottom, left:right])
         return (box_HW.view(np.int16) if feed.mask_bytes == 2 else box_HW)[..., None], _NO_BLOCKS
+    height, width = int(reader.rows[sample_id]["height"]), int(reader.rows[sample_id]["width"])
     data = reader.read_mask(sample_id)
     try:
         if feed.masks == "blocks":
@@ -192,6 +205,9 @@ def _load_mask(reader: SplitReader, sample_id: int, crop_yxyx: np.ndarray, feed:
         rows_HB = inflate_bits(data, height=height, width=width)
     except ValueError as error:
         raise CorruptShardError(reader.describe(sample_id, "mask"), f"cannot be decoded ({error})") from None
+    if numbers.has_candidates:
+        rule.settle(numbers, row, np.unpackbits(rows_HB, axis=1, count=width))
+    top, left, bottom, right = numbers.crop_yxyx[row].tolist()
     return np.ascontiguousarray(rows_HB[top:bottom, left // 8 : (right + 7) // 8])[..., None], _NO_BLOCKS
 
 

@@ -16,6 +16,7 @@ from unetfast.config.section import Section
 from unetfast.data.reader import SplitReader
 from unetfast.errors import UserError
 from unetfast.loader.augment import Augmentation, draw_augmentation
+from unetfast.loader.foreground import CropRule
 from unetfast.loader.order import Order, Places, balance_weights, rank_part
 
 # positions computed at once: numpy costs the same for 16 samples and for some hundreds
@@ -32,7 +33,7 @@ class BatchPlan:
 
     Args:
         places: this rank's samples.
-        augmentation: their numbers, one row each.
+        augmentation: their numbers, one row each, of this plan alone: masks may still choose their crops in it.
         end: position after the last sample of the global batch.
         left_out: bad samples between the batch's start and `end`, int64.
     """
@@ -58,6 +59,7 @@ class SampleStream:
     Attributes:
         position: place in the stream after the last batch handed out.
         skipped: keys of the samples left out so far, in the order of the stream.
+        crop_rule: how a sample's mask chooses its crop.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class SampleStream:
         self.skipped: list[str] = []
         self._seed = config.train.seed
         self._augment = config.augment if training else None
+        self.crop_rule = CropRule(config.augment.max_class_share, reader.manifest.labels.ignore_index, target_hw)
         sampler = config.loader.sampler if training else "sequential"
         self._order = Order(
             reader.num_samples,
