@@ -34,7 +34,14 @@ def test_each_config_has_its_header(name: str) -> None:
 
 def test_each_data_set_has_a_preset_for_gpu_and_cpu() -> None:
     expected = {f"{name}{suffix}" for name in ("carvana", "clevr", "ade20k", "folder") for suffix in ("", "-cpu")}
-    assert expected | {"demo-carvana", "demo-clevr", "demo-ade20k"} == set(preset_names())
+    expected |= {"demo-carvana", "demo-clevr", "demo-ade20k"}
+    assert expected | {"r0", "r1", "r2", "r4"} == set(preset_names())
+
+
+def test_presets_of_former_programs_keep_their_checkpoints_names() -> None:
+    r0, r1 = (build_config(read_preset_tree(name)).checkpoint for name in ("r0", "r1"))
+    assert (r0.every_epochs, r0.name) == (5, "Unet_checkpoint_epoch_{epoch}.pt")
+    assert (r1.every_epochs, r1.name) == (1, "my_checkpoint.pth.tar")
 
 
 def test_the_published_settings_stand() -> None:

@@ -34,7 +34,7 @@ ACCEPTED: dict[str, str] = {
     **dict.fromkeys(("imagewidth", "imgwidth", "width"), "width"),
     "device": "train.device",
     **dict.fromkeys(("seed", "randomseed"), "train.seed"),
-    **dict.fromkeys(("loadcheckpoint", "loadmodel", "load", "resume"), "load"),
+    **dict.fromkeys(("loadcheckpoint", "loadmodel", "load"), "load"),
     **dict.fromkeys(
         ("checkpoint", "checkpointpath", "checkpointfile", "loadmodelfile", "modelpath", "modelfile"), "checkpoint"
     ),
