@@ -54,6 +54,68 @@ def test_warmup_with_cosine_equals_torch() -> None:
     assert factors(ScheduleConfig(name="cosine", warmup_steps=8), 40) == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
+def test_poly_equals_torch(power: float) -> None:
+    scheduler = torch.optim.lr_scheduler.PolynomialLR
+    wanted = torch_factors(lambda optimizer: scheduler(optimizer, total_iters=40, power=power), 40)
+    assert factors(ScheduleConfig(name="poly", power=power), 40) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_poly_behind_a_warmup_down_to_its_least_factor() -> None:
+    found = factors(ScheduleConfig(name="poly", warmup_steps=4, power=2.0, min_factor=0.1), 12)
+    falling = [0.1 + 0.9 * (1 - step / 8) ** 2 for step in range(8)]
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling], abs=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [4, 10, 57, 1000])
+@pytest.mark.parametrize(("peak", "start", "end"), [(0.3, 0.04, 4e-6), (0.5, 0.1, 0.01), (0.4, 1.0, 0.0)])
+def test_one_cycle_equals_torch(num_steps: int, peak: float, start: float, end: float) -> None:
+    config = ScheduleConfig(name="one-cycle", one_cycle_peak=peak, one_cycle_start=start, min_factor=end)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=1.0,
+        total_steps=num_steps,
+        pct_start=peak,
+        div_factor=1 / start,
+        final_div_factor=start / end if end else math.inf,
+        cycle_momentum=False,
+    )
+    wanted = [optimizer.param_groups[0]["lr"]]
+    for _ in range(num_steps - 1):
+        optimizer.step()
+        scheduler.step()
+        wanted.append(optimizer.param_groups[0]["lr"])
+    assert factors(config, num_steps) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_one_cycle_behind_a_warmup_begins_where_that_ends() -> None:
+    config = ScheduleConfig(name="one-cycle", warmup_steps=5, one_cycle_start=0.2)
+    found = factors(config, 45)
+    assert found[:5] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
+    assert found[5:] == pytest.approx(factors(ScheduleConfig(name="one-cycle", one_cycle_start=0.2), 40))
+    assert max(found) == pytest.approx(1)
+    assert found[-1] == pytest.approx(0)
+
+
+@given(
+    name=st.sampled_from(["constant", "cosine", "poly", "one-cycle"]),
+    num_steps=st.integers(1, 60),
+    warmup=st.integers(0, 70),
+    least=st.sampled_from([0.0, 0.1, 1.0]),
+    peak=st.floats(0.01, 0.99),
+)
+def test_a_factor_is_never_above_one_and_stays_at_its_end(
+    name: Any, num_steps: int, warmup: int, least: float, peak: float
+) -> None:
+    config = ScheduleConfig(name=name, warmup_steps=warmup, min_factor=least, one_cycle_peak=peak)
+    found = [learning_rate_factor(config, step, total_steps=num_steps) for step in range(150)]
+    assert all(0 <= factor <= 1 + 1e-12 for factor in found)
+    assert found[0] > 0
+    end = 1.0 if name == "constant" else least
+    assert found[max(num_steps, warmup + 1) + 1 :] == pytest.approx([end] * len(found[max(num_steps, warmup + 1) + 1 :]))
+
+
 def test_warmup_begins_at_one_nth_and_ends_at_one() -> None:
     found = factors(ScheduleConfig(warmup_steps=4), 6)
     assert found == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]

@@ -100,6 +100,13 @@ def build_loss(config: LossConfig, manifest: Manifest, *, split: str, console: C
             cross_entropy=config.cross_entropy,
             bce=config.bce,
             dice=config.dice,
+            focal=config.focal,
+            tversky=config.tversky,
+            lovasz=config.lovasz,
+            label_smoothing=config.label_smoothing,
+            focal_gamma=config.focal_gamma,
+            tversky_alpha=config.tversky_alpha,
+            tversky_beta=config.tversky_beta,
             class_weights=weights,
         )
     except ValueError as error:

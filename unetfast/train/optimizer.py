@@ -14,7 +14,7 @@ from unetfast.config import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build Adam, AdamW or SGD, fused into one kernel.
+    """Build Adam, AdamW or SGD, fused into one kernel, or RMSprop, which torch has no fused kernel for.
 
     Weight decay acts on convolution kernels alone, not on biases and norm parameters: decaying these changes what the net can
     say without making it simpler (He et al. 2018, "Bag of Tricks").
@@ -31,6 +31,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.learning_rate, alpha=config.rmsprop_alpha, momentum=config.momentum)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
@@ -50,22 +52,3 @@ def split_batch(image_NCHW: Tensor, mask_NHW: Tensor, num_parts: int) -> Iterato
         num_parts: micro-batches of the optimizer step.
     """
     yield from zip(image_NCHW.tensor_split(num_parts), mask_NHW.tensor_split(num_parts), strict=True)
-
-
-def update_weights(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float) -> None:
-    """Clip the gradients by their common norm, take one step, clear the gradients.
-
-    With fp16 the scaler skips a step whose gradients overflowed, on the device. Does not wait for the GPU.
-
-    Args:
-        optimizer: its gradients are the sum over the micro-batches, times the scaler's scale.
-        scaler: disabled unless the number format is fp16.
-        clip_norm: largest L2 norm of all gradients together; 0: no clipping.
-    """
-    if clip_norm > 0:
-        scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)

@@ -25,26 +25,48 @@ def num_total_steps(config: Config, num_samples: int) -> int:
 def learning_rate_factor(config: ScheduleConfig, step: int, *, total_steps: int, plateau_factor: float = 1.0) -> float:
     """Say by what the learning rate of a step is multiplied.
 
-    Warm-up is linear and ends at 1 (Goyal et al. 2017). The cosine (Loshchilov and Hutter 2016, without restarts) goes from 1
-    behind the warm-up to `min_factor` at `total_steps`, and stays there.
+    The warm-up is linear (Goyal et al. 2017) and ends at what the schedule begins with; behind it come:
+
+    - constant: 1.
+    - plateau: `plateau_factor`.
+    - cosine (Loshchilov and Hutter 2016, without restarts): from 1 to `min_factor` at `total_steps`.
+    - poly (Chen et al. 2017, "DeepLab"): min_factor + (1 - min_factor) (1 - t/T)^power, T being the steps behind the warm-up.
+    - one-cycle (Smith and Topin 2018, "Super-Convergence"): half a cosine from `one_cycle_start` up to 1 over the share
+      `one_cycle_peak` of these steps, and half a cosine down to `min_factor`; as torch's `OneCycleLR`, where the rise takes a step at all.
 
     Args:
         config: which schedule, and its numbers.
         step: optimizer steps done so far; the first step asks with 0.
-        total_steps: where the cosine ends.
+        total_steps: where the schedule ends; it stays at its end.
         plateau_factor: `Plateau.factor`.
 
     Returns:
-        A factor in (0, 1], or 0 at the end of a cosine with `min_factor` 0.
+        A factor in (0, 1], or 0 at the end of a schedule with `min_factor` 0.
     """
-    if step < config.warmup_steps:
-        warmup = (step + 1) / config.warmup_steps
-        return warmup * plateau_factor if config.name == "plateau" else warmup
+    done = step - config.warmup_steps
+    length = max(1, total_steps - config.warmup_steps)
+    factor = plateau_factor if config.name == "plateau" else _course(config, max(0, done), length)
+    return factor if done >= 0 else (step + 1) / config.warmup_steps * factor
+
+
+def _course(config: ScheduleConfig, step: int, length: int) -> float:
+    """Return the factor of a step behind the warm-up, of `length` steps."""
+    progress = min(1.0, step / length)
     if config.name == "cosine":
-        length = max(1, total_steps - config.warmup_steps)
-        progress = min(1.0, (step - config.warmup_steps) / length)
-        return config.min_factor + (1 - config.min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
-    return plateau_factor if config.name == "plateau" else 1.0
+        return _half_cosine(1.0, config.min_factor, progress)
+    if config.name == "poly":
+        return config.min_factor + (1 - config.min_factor) * (1 - progress) ** config.power
+    if config.name == "one-cycle":
+        # the last step of all is the one that reaches the end, and the peak falls on a step too: hence the - 1
+        peak, last = max(0.0, config.one_cycle_peak * length - 1), max(1.0, length - 1.0)
+        if step < peak:
+            return _half_cosine(config.one_cycle_start, 1.0, step / peak)
+        return _half_cosine(1.0, config.min_factor, min(1.0, (step - peak) / (last - peak)))
+    return 1.0
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def is_better(metric: str, value: float | None, best: float | None) -> bool:
