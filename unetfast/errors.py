@@ -44,3 +44,11 @@ class CorruptShardError(UserError):
 
     def __reduce__(self) -> tuple[type[CorruptShardError], tuple[str, str]]:
         return type(self), (self.where, self.reason)
+
+
+class RankError(UserError):
+    """A failure of a run in several processes, for the one process that says it; names the rank where it is not all of them."""
+
+
+class ToldError(UserError):
+    """The end of a process because of a failure that another process of the run has said: nothing is added."""

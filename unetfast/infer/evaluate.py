@@ -1,13 +1,15 @@
 """Scores of a model on a split: the loss, and metrics from one confusion matrix over all of its pixels.
 
 The training loop and `unetfast eval` share this code, so their numbers mean the same. Sums stay on the device and are read once
-at the end.
+at the end. Several processes that score a split together get the numbers that one would: each sample is counted once, and a
+batch's loss is that of all its parts.
 
 Axis legend: N batch, C channels, K classes, H height, W width.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from unetfast.data.labels import LabelTable
 from unetfast.data.reader import SplitReader
 from unetfast.device import AmpPolicy
+from unetfast.distributed import World
 from unetfast.infer.fullsize import iter_stripes
 from unetfast.loader.batch import Batch, Loader
 from unetfast.model.losses import SegmentationLoss
@@ -66,7 +69,7 @@ class Evaluation:
         panels: pictures of the first samples, at training size.
         confusion_KK: counts in pixels, int64, true classes in rows, on the host.
         notes: what the reader of the numbers should know beyond the traps of `metrics.warnings()`.
-        images: scores of each image; pixels counted at `size`.
+        images: scores of each image, in the order of the split; pixels counted at `size`.
     """
 
     loss: float | None
@@ -117,6 +120,7 @@ def evaluate(
     collect_panels: int = 0,
     static_batch_size: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Score a model on every sample that a validation loader yields.
 
@@ -141,13 +145,19 @@ def evaluate(
         collect_panels: rows of pictures to keep, from the first samples.
         static_batch_size: smaller batches are padded to this many images, so that a compiled model sees one shape; padding
             counts nowhere. 0 takes the size of the first batch.
-        on_batch: told the number of images done after each batch; for progress.
+        on_batch: told the number of images that this process has done, after each batch; for progress.
+        world: the processes that score the split together, each with its own part of every batch; all get the same result (but
+            for `panels`, which are of the samples of each). All must call, with models of the same weights. None: this one
+            alone.
 
     Raises:
         ValueError: an unknown `size`.
     """
     if size not in SIZES:
         raise ValueError(f"size is {size!r}, not one of {', '.join(SIZES)}")
+    world = world or World()
+    loss = copy.copy(loss)  # its sums are over the processes that score, not those that train
+    loss.total = world.total
     num_classes = labels.num_classes
     confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -156,16 +166,18 @@ def evaluate(
     scores: list[tuple[np.ndarray, Tensor]] = []
     num_images = 0
     with _eval_mode(model), torch.no_grad():
-        for batch in loader:
+        for batch in _same_number(loader, world):
+            if batch is None:
+                _add_nothing(loss, world, loss_sum, weight_sum)
+                if on_batch is not None:
+                    on_batch(num_images)
+                continue
             num = len(batch.sample_ids)
             static_batch_size = static_batch_size or num
             image_NCHW, mask_NHW = _pad_batch(batch, static_batch_size, labels.ignore_index)
             with amp.autocast(device):
                 logits_NKHW = model(image_NCHW)
-            weight = _loss_weight(loss, mask_NHW)
-            # a batch without weight has loss 0; a loss that is not finite must show in the sum all the same
-            loss_sum += loss(logits_NKHW, mask_NHW).to(torch.float64) * weight
-            weight_sum += weight
+            _add_loss(loss, world, logits_NKHW, mask_NHW, loss_sum, weight_sum)
             wanted = min(num, collect_panels - len(panels))
             if size == "training":
                 pred_NHW = logits_NKHW.max(dim=1).indices  # argmax gives the same, and is 20 times slower on a CPU
@@ -187,7 +199,8 @@ def evaluate(
             num_images += num
             if on_batch is not None:
                 on_batch(num_images)
-    mean_loss = _divide(loss_sum.item(), weight_sum.item())
+    confusion_KK = world.sum(confusion_KK)
+    mean_loss = _divide(world.mean(loss_sum).item(), weight_sum.item())
     notes = []
     if mean_loss is not None and not math.isfinite(mean_loss):
         notes.append(f"the loss is {mean_loss}: the model's numbers are not finite (learning rate too high?)")
@@ -195,20 +208,56 @@ def evaluate(
     return Evaluation(
         loss=mean_loss,
         metrics=compute_metrics(confusion_KK, labels.names),
-        num_images=num_images,
+        num_images=sum(world.gather(num_images)),
         size=size,
         confusion_KK=confusion_KK.cpu(),
         panels=[_panel(*parts) for parts in panels],
         notes=notes,
-        images=_read_image_scores(scores),
+        images=_read_image_scores(scores, world),
     )
 
 
-def _read_image_scores(scores: list[tuple[np.ndarray, Tensor]]) -> ImageScores | None:
-    if not scores:
+def _same_number(loader: Loader, world: World) -> Iterator[Batch | None]:
+    """Yield this process's part of every batch of the split; None for each that has no sample for it.
+
+    Only the last batch can be that small. Sums over processes want an answer for it all the same.
+    """
+    num_batches = 0
+    for batch in loader:
+        num_batches += 1
+        yield batch
+    if world.size > 1:
+        yield from [None] * (loader.num_batches - num_batches)
+
+
+def _add_loss(
+    loss: SegmentationLoss, world: World, logits_NKHW: Tensor, mask_NHW: Tensor, loss_sum: Tensor, weight_sum: Tensor
+) -> None:
+    """Add a batch's loss, times its weight, and its weight; those of the parts of all processes together."""
+    weight = world.sum(_loss_weight(loss, mask_NHW))
+    # a batch without weight has loss 0; a loss that is not finite must show in the sum all the same
+    loss_sum += loss(logits_NKHW, mask_NHW).to(torch.float64) * weight
+    weight_sum += weight
+
+
+def _add_nothing(loss: SegmentationLoss, world: World, loss_sum: Tensor, weight_sum: Tensor) -> None:
+    """Take part in the sums of a batch of which this process has no sample, with one pixel that is ignored."""
+    logits_NKHW = torch.zeros(1, loss.num_classes, 1, 1, device=loss_sum.device)
+    mask_NHW = torch.full((1, 1, 1), loss.ignore_index, dtype=torch.int64, device=loss_sum.device)
+    _add_loss(loss, world, logits_NKHW, mask_NHW, loss_sum, weight_sum)
+
+
+def _read_image_scores(scores: list[tuple[np.ndarray, Tensor]], world: World) -> ImageScores | None:
+    here = None
+    if scores:
+        score_N2 = torch.cat([part for _, part in scores]).cpu().numpy()
+        here = (np.concatenate([sample_ids for sample_ids, _ in scores]), score_N2)
+    parts = [part for part in world.gather(here) if part is not None]
+    if not parts:
         return None
-    score_N2 = torch.cat([part for _, part in scores]).cpu().numpy()
-    return ImageScores(np.concatenate([sample_ids for sample_ids, _ in scores]), score_N2[:, 0], score_N2[:, 1])
+    sample_ids, score_N2 = (np.concatenate([part[place] for part in parts]) for place in range(2))
+    order = np.argsort(sample_ids, kind="stable")
+    return ImageScores(sample_ids[order], score_N2[order, 0], score_N2[order, 1])
 
 
 @contextmanager

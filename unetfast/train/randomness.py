@@ -12,29 +12,67 @@ import numpy as np
 import torch
 
 
-def capture_rng() -> dict[str, Any]:
-    """Return the state of every global generator, as tensors and integers (what `weights_only` reads)."""
+def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the state of every global generator, as tensors and integers (what `weights_only` reads).
+
+    Args:
+        device: only this GPU's generator is captured, or none for a CPU; None takes those of all GPUs.
+    """
     version, numbers, gauss = random.getstate()
     name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
     if name != "MT19937":
         raise ValueError(f"numpy's global generator is {name}, not MT19937")
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": _capture_cuda(device),
         "numpy": {"keys": torch.from_numpy(np.asarray(keys).astype(np.int64)), "rest": [place, has_gauss, cached]},
         "python": {"version": version, "numbers": torch.tensor(numbers, dtype=torch.int64), "gauss": gauss},
     }
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Set every global generator to a captured state; GPUs that the state does not know keep theirs."""
+def _capture_cuda(device: torch.device | None) -> list[torch.Tensor]:
+    if device is None:
+        return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+
+
+def restore_rng(state: dict[str, Any], device: torch.device | None = None) -> None:
+    """Set every global generator to a captured state; GPUs that the state does not know keep theirs.
+
+    Args:
+        state: from `capture_rng`.
+        device: the GPU that takes the state of the one GPU that was captured; None sets GPU after GPU.
+    """
     torch.set_rng_state(state["torch"])
-    for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state, index)
+    states = state["cuda"]
+    if device is None:
+        for index, cuda_state in enumerate(states[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, index)
+    elif device.type == "cuda" and states:
+        torch.cuda.set_rng_state(states[(device.index or 0) if len(states) > 1 else 0], device)
     place, has_gauss, cached = state["numpy"]["rest"]
     np.random.set_state(("MT19937", state["numpy"]["keys"].numpy().astype(np.uint32), place, has_gauss, cached))
     python = state["python"]
     random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
+
+
+def seed_generators(seed: int, *, rank: int = 0, step: int = 0) -> None:
+    """Seed every global generator.
+
+    Processes that train together draw their own numbers (dropout), so their seeds differ; rank 0 at step 0 has `seed` itself, as
+    a process alone has. A rank that joins a run at a later step has another seed again, and does not repeat numbers.
+
+    Args:
+        seed: of the run, in [0, 2**63).
+        rank: of this process.
+        step: optimizer steps done.
+    """
+    if rank or step:
+        words = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
+        seed = int(words[0] >> np.uint64(1))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 @contextmanager
@@ -51,9 +89,7 @@ def numeric_settings(*, seed: int, deterministic: bool, device: torch.device) ->
     cudnn = torch.backends.cudnn
     former = (torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.deterministic)
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_generators(seed)
     torch.use_deterministic_algorithms(deterministic)
     cudnn.deterministic = deterministic
     cudnn.benchmark = device.type == "cuda" and not deterministic
