@@ -13,6 +13,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest
 from unetfast.data.plan import PackPlan
 from unetfast.data.sources.base import SourceScan
@@ -177,6 +178,8 @@ def show_report(console: Console, report: PackReport, *, told: Sequence[str] = (
     for warning in report.warnings:
         if warning not in told:
             show(console, f"warning: {warning}")
+    for warning in advise_on_classes(manifest):
+        show(console, f"warning: {warning}")
     if report.status == "packed":
         show(console, f"  {report.seconds:.1f} s, {report.images_per_s:,.0f} img/s")
     show(console, f"next: unetfast train --shards {report.out}")
