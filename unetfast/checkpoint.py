@@ -29,6 +29,7 @@ from unetfast.model.unet import UNet
 
 FORMAT = "unetfast checkpoint"
 FORMAT_VERSION = 1
+WEIGHTS = ("auto", "raw", "ema")
 LATER_PARTS = frozenset({"ema"})  # missing in files that were written before there were any
 BATCH_NORM_COUNTS = ("running_mean", "running_var", "num_batches_tracked")
 TEMPORARY_MARK = ".tmp-"  # in the name of a file that is being written: `.last.pt.tmp-<pid>`
@@ -58,6 +59,7 @@ class Checkpoint:
         mean: per channel, of pixel values scaled to [0, 1]; what the model subtracts.
         std: per channel, of pixel values scaled to [0, 1]; what the model divides by.
         weights: the model's `state_dict`, on the CPU once it was loaded.
+        ema: the moving average of the weights, under the same names; empty without one.
         optimizer: the optimizer's `state_dict`.
         schedule: plateau state, numbers alone.
         scaler: the `GradScaler`'s `state_dict`; empty without fp16.
@@ -66,7 +68,8 @@ class Checkpoint:
         rng: one entry a rank: random states of torch, CUDA, numpy and Python as tensors and integers.
         progress: what has been summed up inside the unfinished epoch: losses, confusion matrix, rows of metrics written.
         metrics: of the last validation pass; numbers and None, empty before the first.
-        best: of the best validation pass so far: `epoch`, `step`, the metric's name and value; empty before the first.
+        best: of the best validation pass so far: `epoch`, `step`, the metric's name and value, and `weights`, "raw" or "ema",
+            which says what was scored; empty before the first.
     """
 
     step: int
@@ -78,6 +81,7 @@ class Checkpoint:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights: dict[str, Tensor]
+    ema: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -88,10 +92,34 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
 
-    def build_model(self) -> UNet:
-        """Build the model and load the weights; on the CPU, in evaluation mode."""
+    def choose_weights(self, weights: str = "auto") -> tuple[str, dict[str, Tensor]]:
+        """Take the weights themselves or their moving average.
+
+        Args:
+            weights: "raw", "ema", or "auto": those that the best validation pass scored, "raw" where nothing was scored.
+
+        Returns:
+            "raw" or "ema", and the tensors.
+
+        Raises:
+            UserError: the average is asked for, and the run kept none.
+        """
+        if weights not in WEIGHTS:
+            raise UserError(f"weights {weights!r}: give one of {', '.join(WEIGHTS)}")
+        chosen = self.best.get("weights", "raw") if weights == "auto" else weights
+        if chosen == "raw":
+            return chosen, self.weights
+        if not self.ema:
+            raise UserError(
+                "this checkpoint holds no moving average of the weights (the run had ema.decay = 0): "
+                "take --weights raw, or train with --set ema.decay=0.999"
+            )
+        return chosen, self.ema
+
+    def build_model(self, weights: str = "auto") -> UNet:
+        """Build the model and load weights (see `choose_weights`); on the CPU, in evaluation mode."""
         model = build_unet(self.config.model, num_classes=self.labels.num_classes, mean=self.mean, std=self.std)
-        model.load_state_dict(self.weights)
+        model.load_state_dict(self.choose_weights(weights)[1])
         return model.eval()
 
 

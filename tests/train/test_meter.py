@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from unetfast.train.meter import Meter, StepClock
@@ -9,15 +11,15 @@ from unetfast.train.meter import Meter, StepClock
 CPU = torch.device("cpu")
 
 
-def add(meter: Meter, *losses: float) -> None:
-    for loss in losses:
-        meter.add_part(torch.tensor(loss), torch.eye(2, dtype=torch.int64))
-    meter.end_step()
+def add(meter: Meter, *losses: float, counted: bool = True) -> None:
+    """Add one step of several micro-batches, whose shares add up."""
+    confusion_KK = len(losses) * torch.eye(2, dtype=torch.int64)
+    meter.add_step(torch.tensor(sum(losses)), confusion_KK, torch.tensor(counted))
 
 
 def test_window_is_a_mean_over_steps_and_begins_anew() -> None:
     meter = Meter(2, CPU)
-    add(meter, 0.5, 0.5)  # two micro-batches of one step: their shares add up
+    add(meter, 0.5, 0.5)
     add(meter, 3.0)
     assert meter.read_window() == 2.0
     add(meter, 5.0)
@@ -25,6 +27,18 @@ def test_window_is_a_mean_over_steps_and_begins_anew() -> None:
     loss, confusion_KK = meter.read_epoch()
     assert loss == 3.0
     assert confusion_KK.tolist() == [[4, 0], [0, 4]]
+
+
+def test_step_that_was_not_applied_enters_nothing() -> None:
+    meter = Meter(2, CPU)
+    add(meter, math.nan, counted=False)
+    assert math.isnan(meter.read_window())
+    add(meter, 2.0)
+    add(meter, math.inf, counted=False)
+    assert meter.read_window() == 2.0
+    loss, confusion_KK = meter.read_epoch()
+    assert loss == 2.0
+    assert confusion_KK.tolist() == [[1, 0], [0, 1]]
 
 
 def test_new_epoch_forgets() -> None:

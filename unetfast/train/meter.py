@@ -5,6 +5,7 @@ Nothing here waits for the GPU but the methods named `read_`, which the loop cal
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,47 +30,48 @@ class Meter:
         self._window_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._epoch_confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
-        self._window_steps = 0
-        self._epoch_steps = 0
+        # counted on the device: whether a step enters is known there alone
+        self._window_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._epoch_steps = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add_part(self, loss: Tensor, confusion_KK: Tensor) -> None:
-        """Add one micro-batch.
+    def add_step(self, loss: Tensor, confusion_KK: Tensor, counted: Tensor) -> None:
+        """Add one optimizer step.
 
         Args:
-            loss: its share of the step's loss (already divided by the number of parts), scalar, detached.
+            loss: of the step, float scalar, detached; may be nan where `counted` is False.
             confusion_KK: its pixels, int64, (K, K).
+            counted: bool, scalar; a step that was not applied enters nothing.
         """
+        loss = torch.where(counted, loss, 0.0)
         self._window_loss += loss
         self._epoch_loss += loss
-        self._epoch_confusion_KK += confusion_KK
-
-    def end_step(self) -> None:
-        self._window_steps += 1
-        self._epoch_steps += 1
+        self._epoch_confusion_KK += confusion_KK * counted
+        self._window_steps += counted
+        self._epoch_steps += counted
 
     def read_window(self) -> float:
-        """Return the mean loss of the steps since the last call, and begin anew. Waits for the GPU."""
-        loss = self._window_loss.item() / max(1, self._window_steps)
+        """Return the mean loss of the steps since the last call, nan if none counts, and begin anew. Waits for the GPU."""
+        loss = _divide(self._window_loss, self._window_steps)
         self._window_loss.zero_()
-        self._window_steps = 0
+        self._window_steps.zero_()
         return loss
 
     def read_epoch(self) -> tuple[float, Tensor]:
         """Return mean loss and confusion matrix (int64, (K, K), on the CPU) of the epoch so far. Waits for the GPU."""
-        return self._epoch_loss.item() / max(1, self._epoch_steps), self._epoch_confusion_KK.cpu().clone()
+        return _divide(self._epoch_loss, self._epoch_steps), self._epoch_confusion_KK.cpu().clone()
 
     def start_epoch(self) -> None:
         self._epoch_loss.zero_()
         self._epoch_confusion_KK.zero_()
-        self._epoch_steps = 0
+        self._epoch_steps.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums; tensors on the CPU. Waits for the GPU."""
         return {
             "window_loss": self._window_loss.cpu().clone(),
-            "window_steps": self._window_steps,
+            "window_steps": int(self._window_steps),
             "epoch_loss": self._epoch_loss.cpu().clone(),
-            "epoch_steps": self._epoch_steps,
+            "epoch_steps": int(self._epoch_steps),
             "epoch_confusion": self._epoch_confusion_KK.cpu().clone(),
         }
 
@@ -77,7 +79,13 @@ class Meter:
         self._window_loss.copy_(state["window_loss"])
         self._epoch_loss.copy_(state["epoch_loss"])
         self._epoch_confusion_KK.copy_(state["epoch_confusion"])
-        self._window_steps, self._epoch_steps = state["window_steps"], state["epoch_steps"]
+        self._window_steps.fill_(state["window_steps"])
+        self._epoch_steps.fill_(state["epoch_steps"])
+
+
+def _divide(total: Tensor, num: Tensor) -> float:
+    """Divide on the host; nan where there is nothing."""
+    return total.item() / int(num) if num else math.nan
 
 
 @dataclass(frozen=True, slots=True)

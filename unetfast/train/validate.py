@@ -15,7 +15,7 @@ from unetfast.viz.panels import Panel
 
 def eval_batch_size(run: Run) -> int:
     """Images a batch; by default those of a training micro-batch, so that a compiled model sees one shape."""
-    return run.config.eval.batch_size or run.config.loader.batch_size // run.config.train.accumulation
+    return run.config.eval.batch_size or run.config.loader.batch_size // run.accumulation
 
 
 def validate(run: Run, stop: StopRequest, *, collect_panels: int = 0) -> Evaluation:
