@@ -180,6 +180,28 @@ def rank_part(num_in_batch: int, rank: int, world_size: int) -> slice:
     return slice(num_in_batch * rank // world_size, num_in_batch * (rank + 1) // world_size)
 
 
+def rank_places(num_in_batch: int, rank: int, world_size: int, num_parts: int) -> np.ndarray:
+    """Return the places in a global batch that a rank takes when the batch is used in equal micro-batches.
+
+    The rank's part of the first micro-batch comes first, then that of the second: so each micro-batch holds the same samples
+    whatever the number of processes. Where the batch cannot be cut so, the rank takes one part of the whole.
+
+    Args:
+        num_in_batch: samples of the global batch.
+        rank: of this process.
+        world_size: number of processes.
+        num_parts: micro-batches.
+
+    Returns:
+        int64, rising, (n,).
+    """
+    if num_in_batch % (world_size * num_parts):
+        num_parts = 1
+    size = num_in_batch // num_parts
+    part = rank_part(size, rank, world_size)
+    return np.add.outer(np.arange(num_parts) * size, np.arange(part.start, part.stop)).reshape(-1)
+
+
 def balance_weights(presence: np.ndarray) -> np.ndarray:
     """Weigh samples by their rarest class: repeat factors of Gupta, Dollár and Girshick, LVIS, CVPR 2019.
 

@@ -17,7 +17,7 @@ from unetfast.data.reader import SplitReader
 from unetfast.errors import UserError
 from unetfast.loader.augment import Augmentation, draw_augmentation
 from unetfast.loader.foreground import CropRule
-from unetfast.loader.order import Order, Places, balance_weights, rank_part
+from unetfast.loader.order import Order, Places, balance_weights, rank_part, rank_places
 
 # positions computed at once: numpy costs the same for 16 samples and for some hundreds
 _WINDOW = 1024
@@ -81,6 +81,7 @@ class SampleStream:
         self.world_size = world_size
         self.position = 0
         self.skipped: list[str] = []
+        self._num_parts = config.train.accumulation if training else 1
         self._seed = config.train.seed
         self._augment = config.augment if training else None
         self.crop_rule = CropRule(config.augment.max_class_share, reader.manifest.labels.ignore_index, target_hw)
@@ -136,7 +137,7 @@ class SampleStream:
             return None
         num_read = int(chosen[-1]) + 1
         left_out = places.sample_ids[:num_read][~good[:num_read]]
-        part = chosen[rank_part(len(chosen), self.rank, self.world_size)]
+        part = chosen[rank_places(len(chosen), self.rank, self.world_size, self._num_parts)]
         return BatchPlan(places[part], augmentation[part], start + num_read, left_out)
 
     def peek(self, count: int) -> tuple[Augmentation, np.ndarray]:
