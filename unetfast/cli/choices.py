@@ -45,6 +45,12 @@ class OnBad(StrEnum):
     skip = "skip"
 
 
+class Weights(StrEnum):
+    auto = "auto"
+    raw = "raw"
+    ema = "ema"
+
+
 class EvalSize(StrEnum):
     training = "training"
     source = "source"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetfast.cli.choices import EvalSize
+from unetfast.cli.choices import EvalSize, Weights
 from unetfast.cli.program import app, notes_console
 
 
@@ -22,6 +22,9 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images a batch; default: as trained.")] = None,
     threads: Annotated[int, typer.Option(min=0, metavar="N", help="Loader threads; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    weights: Annotated[
+        Weights, typer.Option(help="The weights, their moving average, or (auto) those that did better in validation.")
+    ] = Weights.auto,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
@@ -35,6 +38,7 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         device=device,
+        weights=weights.value,
         json=json,
         console=notes_console(),
     )

@@ -27,6 +27,7 @@ def evaluate_checkpoint(
     batch_size: int | None = None,
     threads: int = 0,
     device: str = "auto",
+    weights: str = "auto",
     json: bool = False,
     overrides: list[str] | None = None,
     console: Console | None = None,
@@ -45,6 +46,7 @@ def evaluate_checkpoint(
         batch_size: None takes that of the run.
         threads: of the loader; 0 takes all cores.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        weights: "raw", "ema" (the moving average), or "auto": those that the run's best validation pass scored.
         json: print one JSON object rather than a table.
         overrides: further `key=value` settings over the run's config, such as "loader.decode=fast".
         console: for progress and notes; None is silent.
@@ -53,7 +55,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: the shards or the checkpoint cannot be read, the split does not exist, or the classes differ.
     """
-    trained = load_model(checkpoint, device=device, console=console)
+    trained = load_model(checkpoint, device=device, weights=weights, console=console)
     folder = open_shards(shards)
     check_labels(trained.checkpoint, folder.manifest.labels, path=checkpoint)
     run = trained.checkpoint.config
@@ -89,7 +91,7 @@ def evaluate_checkpoint(
         evaluation.notes.append(f"{num_skipped} damaged samples were left out (loader.on_bad = skip)")
     out = stdout or sys.stdout
     if json:
-        out.write(json_module.dumps({**evaluation.to_json(), "split": split}, allow_nan=False) + "\n")
+        out.write(json_module.dumps({**evaluation.to_json(), "split": split, "weights": trained.weights}, allow_nan=False) + "\n")
     else:
         title = f"{checkpoint} on {shards}, split {split}: {evaluation.num_images:,} images at "
         if evaluation.size == "source":

@@ -26,15 +26,19 @@ class TrainedModel:
         model: on `device`, in evaluation mode.
         device: where it is.
         amp: the number format of its forward pass.
+        weights: which it has, "raw" or "ema", the moving average.
     """
 
     checkpoint: Checkpoint
     model: UNet
     device: torch.device
     amp: AmpPolicy
+    weights: str = "raw"
 
 
-def load_model(checkpoint: Path, *, device: str = "auto", console: Console | None = None) -> TrainedModel:
+def load_model(
+    checkpoint: Path, *, device: str = "auto", weights: str = "auto", console: Console | None = None
+) -> TrainedModel:
     """Load a checkpoint onto a device and say on `console` what it is.
 
     The number format is that of the run, where the device can do it: "fp16" on a CPU becomes "auto", and that is said.
@@ -42,12 +46,17 @@ def load_model(checkpoint: Path, *, device: str = "auto", console: Console | Non
     Args:
         checkpoint: best.pt or last.pt of a run.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        weights: "raw", "ema" (the moving average), or "auto": those that the run's best validation pass scored.
         console: for notes; None is silent.
 
     Raises:
-        UserError: the checkpoint cannot be read, or the device is not there.
+        UserError: the checkpoint cannot be read, it has no moving average, or the device is not there.
     """
     loaded = load_checkpoint(checkpoint)
+    try:
+        chosen, _ = loaded.choose_weights(weights)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
     try:
         where = resolve_device(device)
     except RuntimeError as error:
@@ -58,18 +67,27 @@ def load_model(checkpoint: Path, *, device: str = "auto", console: Console | Non
         amp = AmpPolicy(amp.name, f"the run's fp16 needs a GPU; {amp.reason}")
     else:
         amp = resolve_amp(wanted, where)
-    model = loaded.build_model().to(where)
+    model = loaded.build_model(chosen).to(where)
     if loaded.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if console is not None:
         height, width = loaded.config.loader.size_hw
         console.print(
             f"model   {checkpoint}: step {loaded.step:,}, {loaded.labels.num_classes} classes, {height}x{width}, "
-            f"on {where}, {'float32' if amp.name == 'off' else amp.name} ({amp.reason})",
+            f"on {where}, {'float32' if amp.name == 'off' else amp.name} ({amp.reason})"
+            f"{_describe_weights(loaded, weights, chosen)}",
             markup=False,
             soft_wrap=True,
         )
-    return TrainedModel(loaded, model.eval(), where, amp)
+    return TrainedModel(loaded, model.eval(), where, amp, chosen)
+
+
+def _describe_weights(checkpoint: Checkpoint, asked: str, chosen: str) -> str:
+    """Say which weights were taken and why, where there are two kinds; else nothing."""
+    if not checkpoint.ema:
+        return ""
+    why = "asked for" if asked == chosen else "the better ones in validation" if checkpoint.best else "nothing was validated"
+    return f", {'moving average of the weights' if chosen == 'ema' else 'raw weights'} ({why})"
 
 
 def build_loss(config: LossConfig, manifest: Manifest, *, split: str, console: Console | None = None) -> SegmentationLoss:
