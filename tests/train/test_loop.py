@@ -60,6 +60,7 @@ def test_run_folder_holds_everything(finished: tuple[TrainResult, Config]) -> No
         *("config.toml", "metrics.jsonl", "tensorboard", "last.pt", "best.pt", "saved_images", "training_history.png"),
         *("Unet_checkpoint_epoch_10.pt", "Unet_checkpoint_epoch_20.pt"),
         *("predictions_initial.png", "predictions_epoch_10.png", "predictions_epoch_20.png", "predictions_epoch_final.png"),
+        *("facts.json", "validation.json", "validation_best.json", "samples", "progress.gif", "report.html"),
     }
     assert len(list((result.out / "saved_images").iterdir())) == 2
     assert build_config(read_config_tree(result.out / "config.toml")) == config

@@ -13,7 +13,8 @@ from unetfast.config.training import Metric
 _RUN_FILES = frozenset(
     {
         *(".", "..", "last.pt", "best.pt", "config.toml", "metrics.jsonl", "tensorboard", "saved_images"),
-        *("report.html", "progress.gif", "bad_steps.jsonl", "wandb"),
+        *("report.html", "progress.gif", "bad_steps.jsonl", "wandb", "sinks.json", "samples"),
+        *("facts.json", "validation.json", "validation_best.json"),
         *("training_history.png", "predictions_initial.png", "predictions_epoch_final.png", "predictions_epoch_1.png"),
     }
 )

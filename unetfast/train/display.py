@@ -27,6 +27,9 @@ class Display:
         num_steps: of the whole run.
         first_step: steps that were done before, by the run that is gone on with.
         now: a clock in seconds.
+
+    Attributes:
+        warnings: those that were said by `warn_once`, in order.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Display:
         self._said_s: float | None = None
         self._drew_s = self._began_s
         self._warned: set[str] = set()
+        self.warnings: list[str] = []
         self._progress: Progress | None = None
         if console.is_terminal and not os.environ.get("NO_COLOR"):
             bar = BarColumn(bar_width=20 if console.width >= WIDE_TERMINAL else 8)
@@ -72,6 +76,7 @@ class Display:
         kind = re.sub(r"\d+", "#", warning.partition(":")[0])
         if kind not in self._warned:
             self._warned.add(kind)
+            self.warnings.append(warning)
             self.say(f"warning: {warning}", style="yellow")
 
     def count_step(self, step: int) -> None:

@@ -13,6 +13,7 @@ from unetfast.train.display import Display, format_scores
 from unetfast.train.log import MetricsLog
 from unetfast.train.memory import is_out_of_memory
 from unetfast.train.pictures import draw_history, draw_predictions
+from unetfast.train.record import write_validation
 from unetfast.train.run import Run
 from unetfast.train.schedule import is_better
 from unetfast.train.signals import StoppedError, StopRequest
@@ -55,7 +56,7 @@ def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
         improved = take_validation(run, log, display, evaluation, averaged, epoch=run.epoch)
     if num_panels:
         panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
-        draw_predictions(run, panels, is_last=is_last or is_stopping(run))
+        draw_predictions(run, log, panels, is_last=is_last or is_stopping(run))
     if display.is_time_for_history():
         draw_history(run, log.rows)
     save_epoch(run, log, epochs_before=epochs_before, improved=improved)
@@ -151,6 +152,7 @@ def take_validation(
     improved = is_better(metric, better[metric], run.best.get("value"))
     if improved:
         run.best = {"metric": metric, "value": better[metric], "epoch": run.epoch, "step": run.step, "weights": weights}
+    write_validation(run, averaged if averaged and weights == "ema" else evaluation, improved=improved, weights=weights)
     mark = f"   best so far{' (ema)' * (weights == 'ema')} -> {run.folder.best}" if improved else ""
     headline = format_scores(scores, run.labels.names)
     where = f"step {run.step:,} (epoch {epoch}/{config.train.epochs})"

@@ -1,23 +1,21 @@
-"""What a run writes down: metrics.jsonl (one JSON object a line) and TensorBoard events.
+"""What a run writes down: metrics.jsonl, one JSON object a line, and what its sinks are given.
 
-Rows of metrics.jsonl have a `kind`: "train" (every `log.every_steps` steps), "epoch" (the training samples of a finished epoch)
-and "val" (a validation pass). A number that is not finite or not defined is null.
+Rows have a `kind`: "train" (every `log.every_steps` steps), "epoch" (the training samples of a finished epoch), "val" (a
+validation pass), "val_ema" (the same with the averaged weights), "bad_step" (a step that was not applied). Readers pass over
+kinds that they do not know. A number that is not finite or not defined is null.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from unetfast.checkpoint import write_whole
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-Row = dict[str, Any]
+from unetfast.train.sinks.base import Outcome, Row, Sink
+from unetfast.train.sinks.carrier import Carrier
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -34,21 +32,37 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl and TensorBoard.
+    """Appends rows to metrics.jsonl and hands them to the sinks, which can neither slow a run down nor end it.
 
     Args:
         path: of metrics.jsonl.
-        tensorboard: folder of the event files; None writes none.
+        sinks: what else is given the rows; closed with the log.
+        say: prints one line, where a sink fails; None is silent.
         keep_rows: rows of the file that belong to the checkpoint the run goes on from; later ones are cut off, since their
             steps are done again.
-        step: of that checkpoint; TensorBoard hides its events behind it.
+        step: of that checkpoint.
+
+    Attributes:
+        rows: all of the run, those before a resume included.
+        outcome: told to the sinks at the end; "failed" where the log is left by an error.
     """
 
-    def __init__(self, path: Path, *, tensorboard: Path | None, keep_rows: int = 0, step: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sinks: Sequence[Sink] = (),
+        say: Callable[[str], None] | None = None,
+        keep_rows: int = 0,
+        step: int = 0,
+    ) -> None:
+        from unetfast.checkpoint import write_whole  # imports torch, which those who only read rows need not
+
         self.rows = [row for row in read_rows(path)[:keep_rows] if row["step"] <= step]
+        self.outcome: Outcome = "finished"
         write_whole(path, lambda file: file.write("".join(map(_to_line, self.rows)).encode()))
         self._file = path.open("a", encoding="utf-8")
-        self._writer = None if tensorboard is None else _open_tensorboard(tensorboard, purge_step=step + 1 if step else None)
+        self._carriers = [Carrier(sink, say or _say_nothing) for sink in sinks]
 
     def add(self, row: Row) -> None:
         """Append one row; it is in the file, if not on the disk, when this returns."""
@@ -56,18 +70,26 @@ class MetricsLog:
         self.rows.append(row)
         self._file.write(_to_line(row))
         self._file.flush()
-        if self._writer is not None:
-            _add_scalars(self._writer, row)
+        for carrier in self._carriers:
+            carrier.add_row(row)
+
+    def add_picture(self, name: str, path: Path, step: int) -> None:
+        """Hand a PNG of the run folder to the sinks, as the next one of the series `name`."""
+        for carrier in self._carriers:
+            carrier.add_picture(name, path, step)
 
     def close(self) -> None:
+        """Close the file and the sinks; waits for these, but not for ever."""
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for carrier in self._carriers:
+            carrier.close(self.outcome)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.outcome = "failed"
         self.close()
 
 
@@ -79,16 +101,5 @@ def _defined(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _open_tensorboard(folder: Path, purge_step: int | None) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter  # takes a while, and pulls in protobuf
-
-    return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def _add_scalars(writer: SummaryWriter, row: Row) -> None:
-    for key, value in row.items():
-        if key not in ("kind", "step", "epoch") and isinstance(value, int | float) and not isinstance(value, bool):
-            writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
-    for entry in row.get("classes", ()):
-        if entry["iou"] is not None:
-            writer.add_scalar(f"{row['kind']}_iou/{entry['name']}", entry["iou"], row["step"])
+def _say_nothing(line: str) -> None:
+    pass

@@ -18,18 +18,20 @@ from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint, load_
 from unetfast.config import Config
 from unetfast.device import resolve_device
 from unetfast.train.display import METRIC_WORDS, Display
-from unetfast.train.epoch import finish_epoch, is_stopping, save_last, take_validation
+from unetfast.train.epoch import finish_epoch, is_stopping, save_last, take_validation, validate_both
 from unetfast.train.log import MetricsLog
 from unetfast.train.meter import StepClock
 from unetfast.train.pictures import draw_history, draw_initial_predictions, draw_predictions
 from unetfast.train.randomness import numeric_settings
+from unetfast.train.record import finish_record, identify_run, write_facts
 from unetfast.train.run import Run
 from unetfast.train.runfolder import check_run_folder
 from unetfast.train.schedule import learning_rate_factor, num_total_steps
-from unetfast.train.setup import build_run, describe_run, warn_of_small_splits
+from unetfast.train.setup import build_run, describe_run, warn_of_data
 from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
+from unetfast.train.sinks.opening import check_sinks, open_sinks
 from unetfast.train.step import read_train_row, train_step
-from unetfast.train.validate import validate
+from unetfast.train.trouble import cut_bad_steps, report_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class TrainResult:
         steps: optimizer steps done, those before a resume included.
         epochs: epochs finished.
         last: metrics of the last validation pass, the keys of `Evaluation.to_json`; empty without one.
-        best: of the best one: `metric`, `value`, `epoch`, `step`; empty without one.
+        best: of the best one: `metric`, `value`, `epoch`, `step`, and `weights`, "raw" or "ema"; empty without one.
         stopped: "" at the end of the last epoch, "max_steps", or "signal".
         exit_code: 0, or 130 (SIGINT) and 143 (SIGTERM).
     """
@@ -72,6 +74,7 @@ def train(shards: Path, config: Config, out: Path, *, resume: bool = False, cons
         UserError: the folder, the shards or a setting is not fit for it, or `resume` finds another run.
     """
     console = console or Console(stderr=True, highlight=False)
+    check_sinks(config.log)
     # signals are caught first: a stop that comes during start-up is obeyed after it
     with catch_stop_signals() as stop:
         folder = check_run_folder(out, resume=resume)
@@ -81,14 +84,15 @@ def train(shards: Path, config: Config, out: Path, *, resume: bool = False, cons
         with settings, build_run(shards, config, folder) as run:
             notes = start_run(run, checkpoint, resume=resume)
             num_rows = checkpoint.progress["num_rows"] if checkpoint else 0
-            tensorboard = folder.tensorboard if config.log.tensorboard else None
+            write_facts(run, shards)
+            sinks = open_sinks(config.log, identify_run(run), tensorboard=folder.tensorboard)
             with (
-                MetricsLog(folder.metrics, tensorboard=tensorboard, keep_rows=num_rows, step=run.step) as log,
                 Display(console, num_epochs=config.train.epochs, num_steps=run.total_steps, first_step=run.step) as display,
+                MetricsLog(folder.metrics, sinks=sinks, say=display.say, keep_rows=num_rows, step=run.step) as log,
             ):
                 for line in [*describe_run(run, shards), *notes]:
                     display.say(line)
-                for warning in warn_of_small_splits(run):
+                for warning in warn_of_data(run):
                     display.warn_once(warning)
                 return run_steps(run, log, display, stop)
 
@@ -111,10 +115,13 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
         report = load_initial_weights(run.model, Path(config.train.init_checkpoint))
         notes.append(f"weights {config.train.init_checkpoint}: {report.num_loaded} tensors taken over")
         notes += [f"        left out: {line}" for line in report.left_out]
+        if run.ema is not None:
+            run.ema.start_anew()
     if run.val_reader is None:
         notes.append("note: no val split in the shards: nothing is validated, and best.pt will be a copy of last.pt")
     folder.prepare()
     folder.write_config(config)
+    cut_bad_steps(folder.bad_steps, run.step)
     return notes
 
 
@@ -138,7 +145,7 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
     """Train until the epochs are done, `train.max_steps` is reached or a signal comes."""
     config = run.config
     if run.step == 0:
-        draw_initial_predictions(run)
+        draw_initial_predictions(run, log)
     clock = StepClock(run.device)
     batches = iter(run.loader)
     stopped = ""
@@ -161,11 +168,14 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
         clock.end_step()
         display.count_step(run.step)
 
-        if run.step % config.log.every_steps == 0:
+        is_row_due = run.step % config.log.every_steps == 0
+        is_save_due = config.checkpoint.every_steps > 0 and run.step % config.checkpoint.every_steps == 0
+        report_steps(run, log, display, all_steps=is_row_due or is_save_due)
+        if is_row_due:
             row = read_train_row(run, clock)
             log.add(row)
             display.show_row(row)
-        if config.checkpoint.every_steps and run.step % config.checkpoint.every_steps == 0:
+        if is_save_due:
             with clock.pause():
                 save_last(run, log)
     return end_run(run, log, display, stop, stopped)
@@ -174,6 +184,7 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
 def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stopped: str) -> TrainResult:
     """Save a run that ends inside an epoch, and say what to do next."""
     folder = run.folder
+    report_steps(run, log, display, all_steps=True)
     if stopped:
         save_last(run, log)
     elif run.step == display.first_step:
@@ -186,6 +197,7 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
         finish_early(run, log, display, stop)
     if run.step > display.first_step:
         draw_history(run, log.rows)
+    finish_record(run, log, display, stopped)
     if run.best:
         best = run.best
         display.say(f"best    {METRIC_WORDS[best['metric']]} {best['value']:.4f} at step {best['step']:,} -> {folder.best}")
@@ -204,16 +216,16 @@ def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
     which ends at the last step of all.
     """
     display.say(f"stopped at step {run.step:,} by train.max_steps; to go on: --resume --set train.max_steps=0")
-    if log.rows and log.rows[-1]["kind"] == "val" and log.rows[-1]["step"] == run.step:
+    if log.rows and log.rows[-1]["kind"] in ("val", "val_ema") and log.rows[-1]["step"] == run.step:
         return  # the stop fell on the end of an epoch, where all of this was done
     if run.val_reader is None:
         save_checkpoint(run.folder.best, run.capture(len(log.rows)))
         return
     num_panels = max(run.config.log.num_panels, run.config.log.num_saved_images)
     try:
-        evaluation = validate(run, stop, collect_panels=num_panels)
+        evaluation, averaged = validate_both(run, stop, collect_panels=num_panels)
     except StoppedError:
         return
-    if take_validation(run, log, display, evaluation.to_json(), epoch=run.epoch_in_work):
+    if take_validation(run, log, display, evaluation, averaged, epoch=run.epoch_in_work):
         save_checkpoint(run.folder.best, run.capture(len(log.rows)))
-    draw_predictions(run, evaluation.panels, is_last=True)
+    draw_predictions(run, log, evaluation.panels, is_last=True)

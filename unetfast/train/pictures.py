@@ -4,37 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
+from unetfast.train.log import MetricsLog
 from unetfast.train.run import Run
 from unetfast.train.runfolder import save_picture
 from unetfast.train.validate import collect_first_panels
 from unetfast.viz.panels import Panel, draw_panels
 
+SERIES = "predictions"  # what the sinks call these pictures
 
-def draw_initial_predictions(run: Run) -> None:
+
+def draw_initial_predictions(run: Run, log: MetricsLog) -> None:
     """Write predictions_initial.png: what the net says before it has learned anything."""
     panels = collect_first_panels(run, run.config.log.num_panels)
-    save_picture(_draw(run, panels), run.folder.predictions("initial"))
+    path = run.folder.predictions("initial")
+    save_picture(draw_page(run, panels), path)
+    log.add_picture(SERIES, path, run.step)
 
 
-def draw_predictions(run: Run, panels: list[Panel], *, is_last: bool) -> None:
+def draw_predictions(run: Run, log: MetricsLog, panels: list[Panel], *, is_last: bool) -> None:
     """Write predictions_epoch_N.png where it is due.
 
     At the end of the run write predictions_epoch_final.png too, and one picture a sample into saved_images/.
     """
     config = run.config.log
-    page = _draw(run, panels[: config.num_panels])
+    page = draw_page(run, panels[: config.num_panels])
+    path = None
     if run.epoch and run.epoch % config.panels_every_epochs == 0:
-        save_picture(page, run.folder.predictions(run.epoch))
+        path = run.folder.predictions(run.epoch)
+        save_picture(page, path)
+    if is_last:
+        path = run.folder.predictions("final")
+        save_picture(page, path)
+    if path is not None:
+        log.add_picture(SERIES, path, run.step)
     if not is_last:
         return
-    save_picture(page, run.folder.predictions("final"))
     if config.num_saved_images:
         run.folder.saved_images.mkdir(exist_ok=True)
     for place, panel in enumerate(panels[: config.num_saved_images]):
-        save_picture(_draw(run, [panel]), run.folder.saved_images / f"{place:03d}_{panel.title}.png")
+        save_picture(draw_page(run, [panel]), run.folder.saved_images / f"{place:03d}_{panel.title}.png")
 
 
-def _draw(run: Run, panels: list[Panel]) -> Any:
+def draw_page(run: Run, panels: list[Panel]) -> Any:
     return draw_panels(panels, run.labels.palette, run.labels.names, run.labels.ignore_index)
 
 

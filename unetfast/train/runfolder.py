@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from unetfast.checkpoint import TEMPORARY_MARK, write_whole
 from unetfast.config import Config, config_to_toml
 from unetfast.errors import UserError
 
@@ -42,12 +41,43 @@ class RunFolder:
         return self.path / "training_history.png"
 
     @property
+    def bad_steps(self) -> Path:
+        """Batches whose loss or gradient was not finite."""
+        return self.path / "bad_steps.jsonl"
+
+    @property
     def saved_images(self) -> Path:
         return self.path / "saved_images"
 
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def facts(self) -> Path:
+        return self.path / "facts.json"
+
+    @property
+    def validation(self) -> Path:
+        """The last validation pass in detail."""
+        return self.path / "validation.json"
+
+    @property
+    def best_validation(self) -> Path:
+        return self.path / "validation_best.json"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures of the worst and best validation samples, and what they show."""
+        return self.path / "samples"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.gif"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     def kept(self, config: Config, *, epoch: int, step: int) -> Path:
         """Name a checkpoint that is kept, by the template `checkpoint.name`."""
@@ -72,6 +102,8 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the resolved config; whole or not at all."""
+        from unetfast.checkpoint import write_whole
+
         write_whole(self.config, lambda file: file.write(config_to_toml(config).encode()))
 
 
@@ -100,6 +132,9 @@ def _check_resumable(out: Path) -> None:
 
 
 def _is_leftover(path: Path) -> bool:
+    # imports torch, which those who only read a run folder need not
+    from unetfast.checkpoint import TEMPORARY_MARK
+
     return path.name.startswith(".") and TEMPORARY_MARK in path.name
 
 
@@ -112,4 +147,6 @@ def next_free_folder(parent: Path, name: str) -> Path:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG; whole or not at all."""
+    from unetfast.checkpoint import write_whole
+
     write_whole(path, lambda file: picture.save(file, format="PNG"))
