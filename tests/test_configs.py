@@ -54,3 +54,16 @@ def test_the_published_settings_stand() -> None:
     assert (ade20k.loader.size_hw, ade20k.train.epochs, ade20k.model.up) == ((256, 256), 30, "bilinear")
     assert (ade20k.optimizer.name, ade20k.optimizer.learning_rate, ade20k.schedule.name) == ("adam", 1e-3, "plateau")
     assert build_config(read_preset_tree("clevr")).loader.size_hw == (160, 240)
+
+
+def test_presets_hold_the_published_settings() -> None:
+    for name in ("r0", "r1", "r2"):
+        config = build_config(read_preset_tree(name))
+        assert (config.loader.size_hw, config.loader.batch_size, config.optimizer.learning_rate) == ((160, 240), 16, 1e-4)
+        assert (config.model.up, config.model.head_kernel, config.model.base_channels) == ("transposed", 1, 64)
+    r1, r2, r4 = (build_config(read_preset_tree(name)) for name in ("r1", "r2", "r4"))
+    assert r1.train.epochs == r2.train.epochs == 3
+    assert min(r1.augment.rotation.prob, r1.augment.hflip.prob, r1.augment.vflip.prob) > 0
+    assert min(r2.augment.scale.prob, r2.augment.hflip.prob) > 0
+    assert (r4.model.conv_order, r4.model.head_kernel) == ("conv-act-norm", 3)
+    assert min(r4.augment.hflip.prob, r4.augment.crop.prob) > 0
