@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from unetfast.checkpoint import Checkpoint
 from unetfast.config import Config
@@ -13,11 +16,14 @@ from unetfast.data.labels import LabelTable
 from unetfast.data.manifest import Manifest
 from unetfast.data.reader import SplitReader
 from unetfast.device import AmpPolicy
+from unetfast.distributed import World, even_out_buffers
 from unetfast.loader.batch import Loader
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.unet import UNet
+from unetfast.train.ema import WeightAverage
+from unetfast.train.guard import StepGuard
 from unetfast.train.meter import Meter
-from unetfast.train.randomness import capture_rng, restore_rng
+from unetfast.train.randomness import capture_rng, restore_rng, seed_generators
 from unetfast.train.runfolder import RunFolder
 from unetfast.train.schedule import Plateau, learning_rate_factor
 
@@ -38,17 +44,24 @@ class Run:
         train_reader: the split that is learned from.
         val_reader: the split that is scored on; None where the shards have none.
         loader: the endless training stream.
-        model: on `device`.
+        world: the processes that train together; this one alone by default.
+        model: on `device`; its weights are the same in every process.
+        network: what training steps call: `model`, or with several processes its wrapper that averages gradients.
         loss: on `device`.
         optimizer: over the model's parameters.
         scaler: of fp16; disabled otherwise.
         plateau: state of the plateau schedule.
         meter: sums since the last log row and in this epoch.
+        guard: keeps bad steps out.
+        ema: average of the weights; None without one.
         total_steps: optimizer steps of the whole run.
+        accumulation: micro-batches an optimizer step; more than `train.accumulation` once memory ran out.
+        num_synchronized: layers of batch norm that see the batches of all processes.
         step: optimizer steps done.
         epoch: epochs finished, their validation included.
         metrics: of the last validation pass.
-        best: of the best one.
+        best: of the best one, and of which weights.
+        notices: lines for people that came up inside steps and were not shown yet.
     """
 
     config: Config
@@ -62,17 +75,24 @@ class Run:
     train_reader: SplitReader
     val_reader: SplitReader | None
     loader: Loader
+    world: World
     model: UNet
+    network: nn.Module
     loss: SegmentationLoss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     plateau: Plateau
     meter: Meter
+    guard: StepGuard
+    ema: WeightAverage | None
     total_steps: int
+    accumulation: int
+    num_synchronized: int = 0
     step: int = 0
     epoch: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def labels(self) -> LabelTable:
@@ -96,12 +116,19 @@ class Run:
         )
         return self.config.optimizer.learning_rate * factor
 
+    def accumulating(self, part: int, num_parts: int) -> AbstractContextManager[object]:
+        """Return the context of micro-batch `part`, forward and backward: the processes average gradients behind the last."""
+        if part + 1 < num_parts and isinstance(self.network, DistributedDataParallel):
+            return self.network.no_sync()
+        return nullcontext()
+
     def capture(self, num_rows: int) -> Checkpoint:
-        """Put the whole state into a checkpoint; tensors are not copied. Waits for the GPU.
+        """Put the whole state into a checkpoint; tensors are not copied. A collective. Waits for the GPU.
 
         Args:
             num_rows: rows of metrics.jsonl that belong to it.
         """
+        even_out_buffers(self.model, self.world)
         return Checkpoint(
             step=self.step,
             epoch=self.epoch,
@@ -112,18 +139,24 @@ class Run:
             mean=self.mean,
             std=self.std,
             weights=self.model.state_dict(),
+            ema={} if self.ema is None else self.ema.state_dict(),
             optimizer=self.optimizer.state_dict(),
             schedule=self.plateau.state_dict(),
             scaler=self.scaler.state_dict(),
             loader=self.loader.state_dict(),
-            rng=[capture_rng()],
-            progress={"meter": self.meter.state_dict(), "num_rows": num_rows},
+            rng=self.world.gather(capture_rng(self.device)),
+            progress={
+                "meter": self.meter.state_dict(),
+                "num_rows": num_rows,
+                "guard": self.guard.state_dict(),
+                "accumulation": self.accumulation,
+            },
             metrics=self.metrics,
             best=self.best,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint stopped; the opposite of `capture`."""
+        """Go on where a checkpoint stopped, with as many processes or another number; the opposite of `capture`."""
         self.step, self.epoch = checkpoint.step, checkpoint.epoch
         self.metrics, self.best = checkpoint.metrics, checkpoint.best
         self.model.load_state_dict(checkpoint.weights)
@@ -133,4 +166,13 @@ class Run:
             self.scaler.load_state_dict(checkpoint.scaler)
         self.loader.load_state_dict(checkpoint.loader)
         self.meter.load_state_dict(checkpoint.progress["meter"])
-        restore_rng(checkpoint.rng[0])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint.ema)
+        self.guard.load_state_dict(checkpoint.progress.get("guard", {}))
+        # what a checkpoint holds grew out of the setting of its run; another setting now is obeyed
+        if checkpoint.config.train.accumulation == self.config.train.accumulation:
+            self.accumulation = checkpoint.progress.get("accumulation", self.accumulation)
+        if self.world.rank < len(checkpoint.rng):
+            restore_rng(checkpoint.rng[self.world.rank], self.device)
+        else:
+            seed_generators(self.config.train.seed, rank=self.world.rank, step=self.step)

@@ -24,15 +24,21 @@ from unetfast.config import (
     read_config_tree,
     read_preset_tree,
 )
+from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest, read_manifest
 from unetfast.data.reader import open_shards
 from unetfast.device import resolve_amp, resolve_compile, resolve_device
+from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.infer.load import build_loss
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
+from unetfast.train.ema import WeightAverage
+from unetfast.train.guard import StepGuard
 from unetfast.train.meter import Meter
 from unetfast.train.optimizer import build_optimizer
+from unetfast.train.processes import choose_device, describe_processes, share_cores, synchronize, wrap_network
+from unetfast.train.randomness import seed_generators
 from unetfast.train.run import Run
 from unetfast.train.runfolder import CONFIG_NAME, RunFolder, next_free_folder
 from unetfast.train.schedule import Plateau, num_total_steps
@@ -115,13 +121,21 @@ def _read_default_preset(manifest: Manifest, overrides: list[str]) -> tuple[dict
 
 
 @contextmanager
-def build_run(shards: Path, config: Config, folder: RunFolder) -> Iterator[Run]:
+def build_run(shards: Path, config: Config, folder: RunFolder, world: World | None = None) -> Iterator[Run]:
     """Build every part of a run from its config; closes loader and shards at the end.
 
+    Args:
+        shards: shard folder.
+        config: resolved.
+        folder: where results go.
+        world: the processes that train together, each of which must call; None: this one alone.
+
     Raises:
-        UserError: the shards have no train split, or a setting does not fit them or the device.
+        UserError: the shards have no train split, or a setting does not fit them, the device or the number of processes.
     """
-    device = resolve_device(config.train.device)
+    world = world or World()
+    device = choose_device(config.train.device, world)
+    world.check_batch(config.loader.batch_size, config.train.accumulation)
     amp = resolve_amp(config.train.amp, device)
     shard_folder = open_shards(shards)
     manifest = shard_folder.manifest
@@ -138,13 +152,22 @@ def build_run(shards: Path, config: Config, folder: RunFolder) -> Iterator[Run]:
         mean, std = split.mean, tuple(value if value > 0 else 1.0 for value in split.std)
         mean_std = {"mean": mean, "std": (std[0], std[1], std[2])}
         model = build_unet(config.model, num_classes=manifest.num_classes, mean=mean, std=mean_std["std"])
-        _check_batch_norm(config, model.stride)
+        _check_batch_norm(config, model.stride, world)
+        num_synchronized = synchronize(model, config, world)
         model = model.to(device)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         compiled = resolve_compile(config.train.compile, device)
         if compiled:
             model.compile(fullgraph=True, dynamic=False)
+        network = wrap_network(model, config, world)
+        if not world.is_main:
+            seed_generators(config.train.seed, rank=world.rank)
+        settings = share_cores(config, world)
+        loader = build_loader(train_reader, settings, training=True, device=device, rank=world.rank, world_size=world.size)
+        stack.enter_context(loader)
+        loss = _build_loss(config, manifest).to(device)
+        loss.total = world.total
         yield Run(
             config=config,
             folder=folder,
@@ -156,14 +179,20 @@ def build_run(shards: Path, config: Config, folder: RunFolder) -> Iterator[Run]:
             compiled=compiled,
             train_reader=train_reader,
             val_reader=val_reader,
-            loader=stack.enter_context(build_loader(train_reader, config, training=True, device=device)),
+            loader=loader,
+            world=world,
             model=model,
-            loss=_build_loss(config, manifest).to(device),
+            network=network,
+            num_synchronized=num_synchronized,
+            loss=loss,
             optimizer=build_optimizer(model, config.optimizer),
             scaler=torch.amp.GradScaler(device.type, enabled=amp.name == "fp16"),
             plateau=Plateau(),
             meter=Meter(manifest.num_classes, device),
+            guard=StepGuard(model, device),
+            ema=WeightAverage(model, config.ema) if config.ema.decay else None,
             total_steps=num_total_steps(config, split.samples),
+            accumulation=config.train.accumulation,
         )
 
 
@@ -174,13 +203,14 @@ def _build_loss(config: Config, manifest: Manifest) -> SegmentationLoss:
         raise UserError(f"[loss]: {error}") from None
 
 
-def _check_batch_norm(config: Config, stride: int) -> None:
-    num_images = config.loader.batch_size // config.train.accumulation
+def _check_batch_norm(config: Config, stride: int, world: World) -> None:
+    num_images = config.loader.batch_size // config.train.accumulation // world.size
     if config.model.norm == "batch" and num_images == 1 and max(config.loader.size_hw) <= stride:
         height, width = config.loader.size_hw
+        process = " and process" if world.size > 1 else ""
         raise UserError(
-            f"one image of {height}x{width} pixels a micro-batch: batch norm needs more than one value per channel at the "
-            'bottleneck; take a larger loader.batch_size, a larger loader.size_hw, or model.norm = "group"'
+            f"one image of {height}x{width} pixels a micro-batch{process}: batch norm needs more than one value per channel at "
+            'the bottleneck; take a larger loader.batch_size, a larger loader.size_hw, or model.norm = "group"'
         )
 
 
@@ -207,6 +237,7 @@ def describe_run(run: Run, shards: Path) -> list[str]:
         f"{number_format} ({run.amp.reason})",
         f"run     {run.folder.path}: {length}, {config.optimizer.name} "
         f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}",
+        *describe_processes(run.world, run.num_synchronized),
     ]
 
 
@@ -214,6 +245,11 @@ def describe_sizes(rows: np.ndarray) -> str:
     """Write the range of stored sizes, height x width, from index rows (INDEX_DTYPE): one size where all are equal."""
     low, high = (f"{pick(rows['height'])}x{pick(rows['width'])}" for pick in (np.min, np.max))
     return low if low == high else f"{low} to {high}"
+
+
+def warn_of_data(run: Run) -> list[str]:
+    """List what in the data works against a run: splits that are very small, classes that are rare or one-sided."""
+    return [*warn_of_small_splits(run), *advise_on_classes(run.manifest, run.config)]
 
 
 def warn_of_small_splits(run: Run) -> list[str]:
