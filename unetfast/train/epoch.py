@@ -10,6 +10,7 @@ from unetfast.errors import UserError
 from unetfast.infer.evaluate import Evaluation
 from unetfast.model.metrics import compute_metrics
 from unetfast.train.display import Display, format_scores
+from unetfast.train.earlystop import watched_metric
 from unetfast.train.log import MetricsLog
 from unetfast.train.memory import is_out_of_memory
 from unetfast.train.pictures import draw_history, draw_predictions
@@ -54,9 +55,10 @@ def finish_epoch(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
     improved = False
     if evaluation is not None:
         improved = take_validation(run, log, display, evaluation, averaged, epoch=run.epoch)
-    if num_panels:
+    is_end = is_last or is_stopping(run) or run.early_stop.is_over(config.early_stop)
+    if num_panels and (is_end or is_due(config.log.panels_every_epochs, epochs_before, epoch)):
         panels = evaluation.panels if evaluation is not None else collect_first_panels(run, num_panels)
-        draw_predictions(run, log, panels, is_last=is_last or is_stopping(run))
+        draw_predictions(run, log, panels, is_last=is_end)
     if display.is_time_for_history():
         draw_history(run, log.rows)
     save_epoch(run, log, epochs_before=epochs_before, improved=improved)
@@ -74,9 +76,9 @@ def is_stopping(run: Run) -> bool:
 
 
 def num_panels_due(run: Run, epoch: int) -> int:
-    """Count the samples to draw at the end of an epoch: more at the end of the run, none where no picture is due."""
+    """Count the samples to draw at the end of an epoch: more where it may end the run, none where no picture is due."""
     config = run.config.log
-    if epoch >= run.config.train.epochs or is_stopping(run):
+    if epoch >= run.config.train.epochs or is_stopping(run) or run.early_stop.may_end(run.config.early_stop):
         return max(config.num_panels, config.num_saved_images)
     return config.num_panels if is_due(config.panels_every_epochs, run.epoch, epoch) else 0
 
@@ -149,6 +151,8 @@ def take_validation(
         display.say(f"plateau {config.schedule.plateau_metric} has not improved: learning rate now {run.learning_rate:.3g}")
     metric = config.checkpoint.best_metric
     weights, better = better_scores(metric, scores, scores_ema)
+    watched = watched_metric(config)
+    run.early_stop.update(better_scores(watched, scores, scores_ema)[1][watched], watched, config.early_stop)
     improved = is_better(metric, better[metric], run.best.get("value"))
     if improved:
         run.best = {"metric": metric, "value": better[metric], "epoch": run.epoch, "step": run.step, "weights": weights}

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint, load_initial_weights, save_checkpoint
+from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint, save_checkpoint
 from unetfast.config import Config
 from unetfast.device import resolve_device
 from unetfast.train.display import METRIC_WORDS, Display
@@ -44,7 +44,7 @@ class TrainResult:
         epochs: epochs finished.
         last: metrics of the last validation pass, the keys of `Evaluation.to_json`; empty without one.
         best: of the best one: `metric`, `value`, `epoch`, `step`, and `weights`, "raw" or "ema"; empty without one.
-        stopped: "" at the end of the last epoch, "max_steps", or "signal".
+        stopped: "" at the end of the last epoch, "early_stop", "max_steps", or "signal".
         exit_code: 0, or 130 (SIGINT) and 143 (SIGTERM).
     """
 
@@ -111,10 +111,8 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
         ]
     elif resume:
         notes.append(f"resume  {folder.path}: the run was stopped before its first checkpoint; starting at step 0")
-    if checkpoint is None and config.train.init_checkpoint:
-        report = load_initial_weights(run.model, Path(config.train.init_checkpoint))
-        notes.append(f"weights {config.train.init_checkpoint}: {report.num_loaded} tensors taken over")
-        notes += [f"        left out: {line}" for line in report.left_out]
+    if checkpoint is None:
+        notes += take_initial_weights(run.model, config)
         if run.ema is not None:
             run.ema.start_anew()
     if run.val_reader is None:
@@ -142,7 +140,7 @@ def note_rate_jump(run: Run, checkpoint: Checkpoint) -> list[str]:
 
 
 def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) -> TrainResult:
-    """Train until the epochs are done, `train.max_steps` is reached or a signal comes."""
+    """Train until the epochs are done, validation no longer improves, `train.max_steps` is reached or a signal comes."""
     config = run.config
     if run.step == 0:
         draw_initial_predictions(run, log)
@@ -157,6 +155,8 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
                 stopped = "" if finish_epoch(run, log, display, stop) else "signal"
             if not stopped:
                 continue
+        elif run.early_stop.is_over(config.early_stop):
+            stopped = "early_stop"
         elif is_stopping(run):
             stopped = "max_steps"
         if stopped:
@@ -185,8 +185,11 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
     """Save a run that ends inside an epoch, and say what to do next."""
     folder = run.folder
     report_steps(run, log, display, all_steps=True)
-    if stopped:
+    if stopped in ("signal", "max_steps"):
         save_last(run, log)
+    elif stopped == "early_stop":
+        # all was saved at the end of the epoch
+        display.say(f"stopped early at step {run.step:,}: {run.early_stop.describe(run.config.early_stop)}")
     elif run.step == display.first_step:
         display.say(f"all {run.config.train.epochs} epochs are done already; for more: --resume --set train.epochs=N")
     if stopped == "signal":

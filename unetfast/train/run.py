@@ -20,6 +20,7 @@ from unetfast.distributed import World, even_out_buffers
 from unetfast.loader.batch import Loader
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.unet import UNet
+from unetfast.train.earlystop import EarlyStop
 from unetfast.train.ema import WeightAverage
 from unetfast.train.guard import StepGuard
 from unetfast.train.meter import Meter
@@ -61,6 +62,7 @@ class Run:
         epoch: epochs finished, their validation included.
         metrics: of the last validation pass.
         best: of the best one, and of which weights.
+        early_stop: how long validation has not improved.
         notices: lines for people that came up inside steps and were not shown yet.
     """
 
@@ -92,6 +94,7 @@ class Run:
     epoch: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    early_stop: EarlyStop = field(default_factory=EarlyStop)
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -149,6 +152,7 @@ class Run:
                 "meter": self.meter.state_dict(),
                 "num_rows": num_rows,
                 "guard": self.guard.state_dict(),
+                "early_stop": self.early_stop.state_dict(),
                 "accumulation": self.accumulation,
             },
             metrics=self.metrics,
@@ -169,6 +173,7 @@ class Run:
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.ema)
         self.guard.load_state_dict(checkpoint.progress.get("guard", {}))
+        self.early_stop.load_state_dict(checkpoint.progress.get("early_stop", {}))
         # what a checkpoint holds grew out of the setting of its run; another setting now is obeyed
         if checkpoint.config.train.accumulation == self.config.train.accumulation:
             self.accumulation = checkpoint.progress.get("accumulation", self.accumulation)

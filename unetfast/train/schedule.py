@@ -32,7 +32,8 @@ def learning_rate_factor(config: ScheduleConfig, step: int, *, total_steps: int,
     - cosine (Loshchilov and Hutter 2016, without restarts): from 1 to `min_factor` at `total_steps`.
     - poly (Chen et al. 2017, "DeepLab"): min_factor + (1 - min_factor) (1 - t/T)^power, T being the steps behind the warm-up.
     - one-cycle (Smith and Topin 2018, "Super-Convergence"): half a cosine from `one_cycle_start` up to 1 over the share
-      `one_cycle_peak` of these steps, and half a cosine down to `min_factor`; as torch's `OneCycleLR`, where the rise takes a step at all.
+      `one_cycle_peak` of these steps, and half a cosine down to `min_factor`. As torch's `OneCycleLR`, where the rise takes a
+      step at all.
 
     Args:
         config: which schedule, and its numbers.

@@ -33,6 +33,7 @@ from unetfast.errors import UserError
 from unetfast.infer.load import build_loss
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
+from unetfast.train.earlystop import check_early_stop
 from unetfast.train.ema import WeightAverage
 from unetfast.train.guard import StepGuard
 from unetfast.train.meter import Meter
@@ -148,6 +149,7 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
             raise UserError(
                 f'{shards}: no val split, and schedule.name = "plateau" watches validation; take --set schedule.name=cosine'
             )
+        check_early_stop(config, has_val=val_reader is not None, shards=shards)
         split = manifest.splits["train"]
         mean, std = split.mean, tuple(value if value > 0 else 1.0 for value in split.std)
         mean_std = {"mean": mean, "std": (std[0], std[1], std[2])}
