@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unetfast.viz.lettering import fit_text, load_font
 from unetfast.viz.overlay import border_of, draw_overlay, overlay
-from unetfast.viz.palette import ACCENTS, IGNORED, classes_in, colorize, fit_text, load_font, visible_palette
+from unetfast.viz.palette import ACCENTS, IGNORED, classes_in, colorize, visible_palette
 
 PALETTE = np.array([(0, 0, 0), (200, 0, 0), (0, 100, 250)], dtype=np.uint8)
 NAMES = ["background", "red thing", "blue thing"]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unetfast.viz.palette import IGNORED, INK, PAPER, WRONG, fit_text, load_font
+from unetfast.viz.lettering import fit_text, load_font
+from unetfast.viz.palette import IGNORED, INK, PAPER, WRONG
 
 MAX_WIDTH_PX = 1000  # wider pictures are reduced
 MAX_FRAMES = 60  # of more pictures, evenly spread ones are taken; the first and the last always

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from unetfast.viz.palette import INK, PAPER, fit_text, load_font
+from unetfast.viz.lettering import fit_text, letter
+from unetfast.viz.palette import INK, PAPER
 
 Color = Sequence[int]
 MIN_FONT_PX = 11
@@ -20,8 +21,8 @@ def font_size_for(width_px: int) -> int:
 
 def min_legend_width(class_names: Sequence[str], font_px: int) -> int:
     """Width that shows each name whole in one column, at most 30 letter heights."""
-    font = load_font(font_px)
-    longest = max((font.getlength(" ".join(name.split())) for name in class_names), default=0.0)
+    lettered = [letter(name, font_px) for name in class_names]
+    longest = max((font.getlength(text) for text, font in lettered), default=0.0)
     return min(30 * font_px, int(longest) + 1 + _name_offset(font_px) + 2 * _margin(font_px))
 
 
@@ -31,7 +32,8 @@ def draw_legend(
     """Draw patches and names in as many columns as fit, read down each column.
 
     Args:
-        class_names: the classes to show; give only those that occur in the picture. None gives a picture of height 0.
+        class_names: the classes to show; give only those that occur in the picture. None gives a picture of height 0. Names
+            in scripts that the usual font lacks are drawn as `unetfast.viz.lettering.letter` says.
         colors: RGB in 0..255, one a class. Each patch has a rim, so that white and black ones show on any paper.
         width_px: width of the legend; a name wider than it is cut with an ellipsis.
         font_px: text height; None chooses by `width_px`.
@@ -44,22 +46,22 @@ def draw_legend(
     if not class_names:
         return Image.new("RGB", (width_px, 0), PAPER)
     size = font_px or font_size_for(width_px)
-    font = load_font(size)
+    lettered = [letter(name, size) for name in class_names]
     margin, offset = _margin(size), _name_offset(size)
     line = round(1.5 * size)
-    longest = max(font.getlength(" ".join(name.split())) for name in class_names)
+    longest = max(font.getlength(text) for text, font in lettered)
     column = min(int(longest) + 1 + offset + 2 * margin, max(width_px - margin, 1))
     num_columns = min(len(class_names), max(1, (width_px - margin) // column))
     num_rows = -(-len(class_names) // num_columns)
     legend = Image.new("RGB", (width_px, num_rows * line + 2 * margin), PAPER)
     pen = ImageDraw.Draw(legend)
-    for place, (name, color) in enumerate(zip(class_names, colors, strict=True)):
+    for place, ((text, font), color) in enumerate(zip(lettered, colors, strict=True)):
         left = margin + place // num_rows * column
         top = margin + place % num_rows * line
         patch_top = top + (line - size) // 2
         pen.rectangle((left, patch_top, left + size, patch_top + size), fill=_rgb(color), outline=INK)
-        text = fit_text(name, font, column - offset - margin)
-        pen.text((left + offset, top + line / 2), text, fill=INK, font=font, anchor="lm")
+        fitting = fit_text(text, font, column - offset - margin)
+        pen.text((left + offset, top + line / 2), fitting, fill=INK, font=font, anchor="lm")
     return legend
 
 

@@ -1,12 +1,8 @@
-"""Class ids into colours, and the colours and fonts that all pictures share."""
+"""Class ids into colours, and the colours that all pictures share."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import numpy as np
-from PIL import ImageFont
 
 PAPER = (255, 255, 255)
 INK = (24, 24, 27)
@@ -69,21 +65,3 @@ def classes_in(*masks: np.ndarray, num_classes: int) -> list[int]:
     for mask in masks:
         counts += np.bincount(mask.reshape(-1), minlength=num_classes)[:num_classes]
     return np.flatnonzero(counts).tolist()
-
-
-@cache
-def load_font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
-    import matplotlib as mpl  # takes a fifth of a second; only pictures with text need it
-
-    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size_px)
-
-
-def fit_text(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
-    """Shorten a line with an ellipsis until it is at most `width_px` wide; line breaks become spaces."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width_px:
-        return text
-    while text and font.getlength(text + "…") > width_px:
-        text = text[:-1]
-    return text.rstrip() + "…"

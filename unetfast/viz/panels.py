@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from unetfast.viz.legend import font_size_for
+from unetfast.viz.lettering import fit_text, letter
 from unetfast.viz.overlay import add_legend
-from unetfast.viz.palette import IGNORED, INK, PAPER, WRONG, colorize, fit_text, load_font
+from unetfast.viz.palette import IGNORED, INK, PAPER, WRONG, colorize
 
 MIN_TILE_PX = 200  # smaller pictures are enlarged by a whole factor, without smoothing
 MAX_TILE_PX = 640  # larger ones are reduced
@@ -97,9 +98,9 @@ def _draw_row(panel: Panel, palette_K3: np.ndarray, ignore_index: int, *, first:
     top = (1 + first) * line
     row = Image.new("RGB", (4 * width + 5 * gap, top + height + gap), PAPER)
     pen = ImageDraw.Draw(row)
-    font = load_font(font_px)
 
     def write(text: str, left: int, middle: float, room: int) -> None:
+        text, font = letter(text, font_px)
         pen.text((left, middle), fit_text(text, font, room), fill=INK, font=font, anchor="lm")
 
     if caption := panel.caption or panel.title:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from unetfast.viz.lettering import fit_text, letter
 from unetfast.viz.overlay import add_legend, overlay
-from unetfast.viz.palette import INK, PAPER, fit_text, load_font, visible_palette
+from unetfast.viz.palette import INK, PAPER, visible_palette
 
 _GAP_PX = 8
 _FONT_PX = 13
@@ -86,6 +87,7 @@ def _draw_tile(tile: SheetTile, palette_K3: np.ndarray, ignore_index: int, width
     page = Image.new("RGB", (2 * width_px + 2, shown_hw[0] + line_px), PAPER)
     page.paste(image, (0, 0))
     page.paste(Image.fromarray(masked), (width_px + 2, 0))
-    font = load_font(_FONT_PX)
-    ImageDraw.Draw(page).text((0, shown_hw[0] + 3), fit_text(tile.caption, font, 2 * width_px), fill=INK, font=font)
+    text, font = letter(tile.caption, _FONT_PX)
+    middle = shown_hw[0] + line_px / 2
+    ImageDraw.Draw(page).text((0, middle), fit_text(text, font, 2 * width_px), fill=INK, font=font, anchor="lm")
     return page
