@@ -15,11 +15,10 @@ import torch
 from unetfast import checkpoint as module
 from unetfast.checkpoint import (
     Checkpoint,
-    build_unet,
+    build_network,
     check_labels,
     check_resume,
     load_checkpoint,
-    load_initial_weights,
     save_checkpoint,
     write_whole,
 )
@@ -39,7 +38,7 @@ def make_labels(*names: str) -> LabelTable:
 
 def make_checkpoint(**changes: Any) -> Checkpoint:
     config = build_config({"model": SMALL, "augment": {"hflip": {"prob": 0.5}}})
-    model = build_unet(config.model, num_classes=2, mean=MEAN, std=STD)
+    model = build_network(config.model, num_classes=2, mean=MEAN, std=STD)
     parts: dict[str, Any] = {
         "step": 7,
         "epoch": 1,
@@ -91,7 +90,7 @@ def test_model_choices_that_do_not_fit_are_user_errors(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module, "UNet", refuse)
     with pytest.raises(UserError, match=r"\[model\]: no such model"):
-        build_unet(ModelConfig(), num_classes=2, mean=MEAN, std=STD)
+        build_network(ModelConfig(), num_classes=2, mean=MEAN, std=STD)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -299,25 +298,3 @@ def test_other_classes_are_refused_by_name(names: tuple[str, ...], said: str) ->
     with pytest.raises(UserError) as caught:
         check_labels(make_checkpoint(), make_labels(*names), path=Path("best.pt"))
     assert said in str(caught.value)
-
-
-def test_initial_weights_take_what_fits_and_say_what_does_not(saved: Path) -> None:
-    given = load_checkpoint(saved)
-    other_mean = (0.1, 0.1, 0.1)
-    model = build_unet(given.config.model, num_classes=5, mean=other_mean, std=STD)
-    report = load_initial_weights(model, saved)
-    own = model.state_dict()
-    assert any("in the checkpoint" in line and "(5," in line for line in report.left_out)
-    heads = {line.split(":")[0] for line in report.left_out}
-    same = [name for name in own if name in given.weights and own[name].shape == given.weights[name].shape]
-    equal = [name for name in same if torch.equal(own[name], given.weights[name])]
-    assert report.num_loaded + len(heads) >= len(list(model.parameters()))
-    assert set(same) - set(equal) == {name for name in same if name.endswith("mean") and "running" not in name}
-    assert torch.allclose(dict(model.named_buffers())["normalize.mean"], torch.tensor(other_mean))
-
-
-def test_initial_weights_that_do_not_fit_at_all_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.pt", make_checkpoint(weights={"other": torch.zeros(2)}))
-    model = build_unet(ModelConfig(**SMALL), num_classes=2, mean=MEAN, std=STD)
-    with pytest.raises(UserError, match="none of its 1 tensors fits"):
-        load_initial_weights(model, tmp_path / "a.pt")

@@ -20,11 +20,13 @@ from typing import Any, BinaryIO
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from unetfast.config import Config, ModelConfig, build_config
 from unetfast.data.labels import LabelTable
 from unetfast.errors import UserError
+from unetfast.model.factory import build_factory_network
+from unetfast.model.network import Network
 from unetfast.model.unet import UNet
 
 FORMAT = "unetfast checkpoint"
@@ -40,7 +42,14 @@ FULL_DISK_BYTES = 2**20  # less free space than this is a full disk
 MAY_CHANGE = (
     *("loader.backend", "loader.threads", "loader.prefetch_batches", "loader.checksum", "loader.on_bad"),
     *("train.epochs", "train.max_steps", "train.device", "train.amp", "train.compile", "train.channels_last"),
-    *("train.deterministic", "train.init_checkpoint", "train.max_bad_steps", "train.on_out_of_memory", "early_stop."),
+    *(
+        "train.deterministic",
+        "train.init_checkpoint",
+        "model.encoder_weights",
+        "train.max_bad_steps",
+        "train.on_out_of_memory",
+        "early_stop.",
+    ),
     *("eval.batch_size", "log.", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.name"),
 )
 
@@ -78,8 +87,8 @@ class Checkpoint:
     labels: LabelTable
     dataset: str
     manifest_digest: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     weights: dict[str, Tensor]
     ema: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -116,23 +125,23 @@ class Checkpoint:
             )
         return chosen, self.ema
 
-    def build_model(self, weights: str = "auto") -> UNet:
+    def build_model(self, weights: str = "auto") -> Network:
         """Build the model and load weights (see `choose_weights`); on the CPU, in evaluation mode."""
-        model = build_unet(self.config.model, num_classes=self.labels.num_classes, mean=self.mean, std=self.std)
-        model.load_state_dict(self.choose_weights(weights)[1])
+        model = build_network(self.config.model, num_classes=self.labels.num_classes, mean=self.mean, std=self.std)
+        tensors = self.choose_weights(weights)[1]
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            factory = self.config.model.factory or "model of this unetfast"
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint's weights do not fit what {factory} builds now ({reason})") from None
         return model.eval()
 
 
-# keys of [model] that the U-Net takes as they are
-UNET_KEYS = frozenset(
-    {"base_channels", "depth", "convs_per_block", "conv_order", "norm", "down", "up", "head_kernel", "dropout"}
-)
+def build_network(model_config: ModelConfig, *, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
+    """Build the network that a config describes, with random weights: the U-Net, or what `model.factory` builds.
 
-
-def build_unet(
-    model_config: ModelConfig, *, num_classes: int, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> UNet:
-    """Build the U-Net that a config describes, with random weights.
+    A factory's function is imported by its name from the working directory or the installed packages, and run.
 
     Args:
         model_config: sizes and choices.
@@ -141,10 +150,16 @@ def build_unet(
         std: per channel, of values scaled to [0, 1].
 
     Raises:
-        UserError: the choices do not fit each other.
+        UserError: the choices do not fit each other, or the factory gives no network that fits.
     """
+    settings = model_config.model_dump()
+    weights, factory, args = (settings.pop(name) for name in ("encoder_weights", "factory", "factory_args"))
     try:
-        return UNet(num_classes, mean=mean, std=std, **model_config.model_dump(include=set(UNET_KEYS)))
+        if factory:
+            return build_factory_network(factory, args, num_classes=num_classes, mean=mean, std=std)
+        if weights and model_config.encoder == "plain":
+            raise ValueError(f"encoder_weights = {weights!r} are of a ResNet: set encoder to resnet18, resnet34 or resnet50")
+        return UNet(num_classes, mean=mean, std=std, **settings)
     except ValueError as error:
         raise UserError(f"[model]: {error}") from None
 
@@ -343,51 +358,3 @@ def check_labels(checkpoint: Checkpoint, labels: LabelTable, *, path: Path) -> N
 
 def _name_at(names: list[str], index: int) -> str:
     return repr(names[index]) if index < len(names) else "none"
-
-
-@dataclass(frozen=True, slots=True)
-class InitReport:
-    """What was taken over as initial weights.
-
-    Args:
-        num_loaded: tensors of the model that were filled.
-        left_out: a line for each tensor that was not, with the reason.
-    """
-
-    num_loaded: int
-    left_out: list[str]
-
-
-def load_initial_weights(model: nn.Module, path: Path) -> InitReport:
-    """Fill a model from a checkpoint as far as names and shapes fit; the rest keeps its random start.
-
-    The normalisation stays that of the new data.
-
-    Args:
-        model: changed in place.
-        path: a checkpoint of this program, of any data set.
-
-    Raises:
-        UserError: the file is no checkpoint, or nothing in it fits.
-    """
-    given = load_checkpoint(path).weights
-    own = model.state_dict()
-    # non-trainable constants of the input (mean, std) are the new data's
-    learned = {name for name, _ in model.named_parameters()} | {
-        name for name in own if "running_" in name or "num_batches" in name
-    }
-    fitting, left_out = {}, []
-    for name, tensor in own.items():
-        if name not in learned:
-            continue
-        if name not in given:
-            left_out.append(f"{name}: not in the checkpoint")
-        elif given[name].shape != tensor.shape:
-            left_out.append(f"{name}: {tuple(given[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model")
-        else:
-            fitting[name] = given[name]
-    left_out += [f"{name}: not in the model" for name in given if name not in own]
-    if not fitting:
-        raise UserError(f"{path}: none of its {len(given)} tensors fits the model; clear train.init_checkpoint")
-    model.load_state_dict(fitting, strict=False)
-    return InitReport(len(fitting), left_out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetfast.checkpoint import Checkpoint, build_unet, save_checkpoint
+from unetfast.checkpoint import Checkpoint, build_network, save_checkpoint
 from unetfast.config import build_config
 from unetfast.data.labels import ClassInfo, LabelTable
 
@@ -40,7 +40,7 @@ def save_tiny_model(tmp_path: Path) -> Callable[..., Path]:
         mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = build_unet(config.model, num_classes=labels.num_classes, mean=mean, std=std)
+            model = build_network(config.model, num_classes=labels.num_classes, mean=mean, std=std)
         checkpoint = Checkpoint(
             step=10,
             epoch=2,

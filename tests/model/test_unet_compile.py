@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from unetfast.model.deep import supervised_loss
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.metrics import confusion_matrix
 from unetfast.model.unet import UNet
@@ -60,8 +61,8 @@ def _train_and_evaluate(net: UNet, forward: Callable[[Tensor], Tensor], autocast
         for step in range(2):
             image, mask = _batch(10 * epoch + step)
             with autocast():
-                logits = forward(image)
-            loss = criterion(logits, mask)
+                outputs = forward(image)
+            loss = supervised_loss(criterion, outputs, mask, 0.5)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -79,9 +80,19 @@ def _check_counts() -> None:
     assert counters["stats"]["unique_graphs"] == 2  # one for training, one for evaluation
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "group", "up": "bilinear", "down": "strided", "dropout": 0.2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": "group", "up": "bilinear", "down": "strided", "dropout": 0.2},
+        {"depth": 2, "block": "residual", "attention": True, "deep_supervision": 0.5},
+        {"block": "separable", "attention": True, "up": "bilinear"},
+        {"encoder": "resnet18", "depth": 2, "attention": True, "deep_supervision": 0.5},
+    ],
+    ids=["default", "group", "residual", "separable", "resnet18"],
+)
 def test_two_graphs_serve_training_evaluation_and_a_smaller_last_batch(options: dict[str, Any]) -> None:
-    net = _net(depth=1, **options)
+    net = _net(**{"depth": 1, **options})
     compiled = torch.compile(net, fullgraph=True, dynamic=False, backend="aot_eager")
     _train_and_evaluate(net, compiled, nullcontext)
     _check_counts()

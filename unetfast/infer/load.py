@@ -14,7 +14,7 @@ from unetfast.data.manifest import Manifest
 from unetfast.device import AmpPolicy, resolve_amp, resolve_device
 from unetfast.errors import UserError
 from unetfast.model.losses import SegmentationLoss, median_frequency_weights
-from unetfast.model.unet import UNet
+from unetfast.model.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class TrainedModel:
     """
 
     checkpoint: Checkpoint
-    model: UNet
+    model: Network
     device: torch.device
     amp: AmpPolicy
     weights: str = "raw"
@@ -67,6 +67,12 @@ def load_model(
         amp = AmpPolicy(amp.name, f"the run's fp16 needs a GPU; {amp.reason}")
     else:
         amp = resolve_amp(wanted, where)
+    if loaded.config.model.factory and console is not None:
+        console.print(
+            f"code    {checkpoint}: imports and runs {loaded.config.model.factory} (model.factory), which builds its network",
+            markup=False,
+            soft_wrap=True,
+        )
     model = loaded.build_model(chosen).to(where)
     if loaded.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)

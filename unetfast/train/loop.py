@@ -32,6 +32,7 @@ from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
 from unetfast.train.sinks.opening import check_sinks, open_sinks
 from unetfast.train.step import read_train_row, train_step
 from unetfast.train.trouble import cut_bad_steps, report_steps
+from unetfast.weights import take_initial_weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from unetfast.device import AmpPolicy
 from unetfast.distributed import World, even_out_buffers
 from unetfast.loader.batch import Loader
 from unetfast.model.losses import SegmentationLoss
-from unetfast.model.unet import UNet
+from unetfast.model.network import Network
 from unetfast.train.earlystop import EarlyStop
 from unetfast.train.ema import WeightAverage
 from unetfast.train.guard import StepGuard
@@ -37,8 +37,6 @@ class Run:
         config: resolved.
         folder: where results go.
         manifest: of the shards.
-        mean: per channel, of values scaled to [0, 1].
-        std: per channel, above 0.
         device: where model and batches are.
         amp: number format of the forward pass.
         compiled: whether the model is.
@@ -69,8 +67,6 @@ class Run:
     config: Config
     folder: RunFolder
     manifest: Manifest
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     device: torch.device
     amp: AmpPolicy
     compiled: bool
@@ -78,7 +74,7 @@ class Run:
     val_reader: SplitReader | None
     loader: Loader
     world: World
-    model: UNet
+    model: Network
     network: nn.Module
     loss: SegmentationLoss
     optimizer: torch.optim.Optimizer
@@ -132,6 +128,7 @@ class Run:
             num_rows: rows of metrics.jsonl that belong to it.
         """
         even_out_buffers(self.model, self.world)
+        mean, std = self.model.normalization  # of the shards, or of weights that brought their own
         return Checkpoint(
             step=self.step,
             epoch=self.epoch,
@@ -139,8 +136,8 @@ class Run:
             labels=self.labels,
             dataset=self.manifest.dataset,
             manifest_digest=self.manifest.digest(),
-            mean=self.mean,
-            std=self.std,
+            mean=mean,
+            std=std,
             weights=self.model.state_dict(),
             ema={} if self.ema is None else self.ema.state_dict(),
             optimizer=self.optimizer.state_dict(),

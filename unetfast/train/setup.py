@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from unetfast.checkpoint import build_unet
+from unetfast.checkpoint import build_network
 from unetfast.config import (
     Config,
     apply_overrides,
@@ -33,6 +33,7 @@ from unetfast.errors import UserError
 from unetfast.infer.load import build_loss
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
+from unetfast.model.network import Network
 from unetfast.train.earlystop import check_early_stop
 from unetfast.train.ema import WeightAverage
 from unetfast.train.guard import StepGuard
@@ -152,16 +153,16 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
         check_early_stop(config, has_val=val_reader is not None, shards=shards)
         split = manifest.splits["train"]
         mean, std = split.mean, tuple(value if value > 0 else 1.0 for value in split.std)
-        mean_std = {"mean": mean, "std": (std[0], std[1], std[2])}
-        model = build_unet(config.model, num_classes=manifest.num_classes, mean=mean, std=mean_std["std"])
-        _check_batch_norm(config, model.stride, world)
+        model = build_network(config.model, num_classes=manifest.num_classes, mean=mean, std=std)
+        _check_batch_norm(config, model, world)
         num_synchronized = synchronize(model, config, world)
         model = model.to(device)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         compiled = resolve_compile(config.train.compile, device)
         if compiled:
-            model.compile(fullgraph=True, dynamic=False)
+            # a factory's module may do what cannot be compiled; then only what can is
+            model.compile(fullgraph=not config.model.factory, dynamic=False)
         network = wrap_network(model, config, world)
         if not world.is_main:
             seed_generators(config.train.seed, rank=world.rank)
@@ -174,8 +175,6 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
             config=config,
             folder=folder,
             manifest=manifest,
-            mean=mean,
-            std=mean_std["std"],
             device=device,
             amp=amp,
             compiled=compiled,
@@ -205,9 +204,9 @@ def _build_loss(config: Config, manifest: Manifest) -> SegmentationLoss:
         raise UserError(f"[loss]: {error}") from None
 
 
-def _check_batch_norm(config: Config, stride: int, world: World) -> None:
+def _check_batch_norm(config: Config, model: Network, world: World) -> None:
     num_images = config.loader.batch_size // config.train.accumulation // world.size
-    if config.model.norm == "batch" and num_images == 1 and max(config.loader.size_hw) <= stride:
+    if num_images == 1 and max(config.loader.size_hw) <= model.stride and model.has_batch_norm():
         height, width = config.loader.size_hw
         process = " and process" if world.size > 1 else ""
         raise UserError(
@@ -224,7 +223,6 @@ def describe_run(run: Run, shards: Path) -> list[str]:
     accumulation = f" in {config.train.accumulation} parts" if config.train.accumulation > 1 else ""
     number_format = "float32" if run.amp.name == "off" else run.amp.name
     modes = ["channels_last"] * config.train.channels_last + ["compiled" if run.compiled else "not compiled"]
-    widths = f"{config.model.base_channels}..{config.model.base_channels * 2**config.model.depth}"
     reason = choose_backend(config, run.device).reason
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
     stored = describe_sizes(run.train_reader.rows)
@@ -235,7 +233,7 @@ def describe_run(run: Run, shards: Path) -> list[str]:
         f"data    {shards} ({manifest.dataset}, {counts}, {manifest.num_classes} classes)",
         f"loader  {run.loader.backend} ({reason}), {height}x{width} (stored {stored}; loader.size_hw), "
         f"batch {config.loader.batch_size}{accumulation}",
-        f"model   U-Net {widths}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
+        f"model   {run.model.title}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
         f"{number_format} ({run.amp.reason})",
         f"run     {run.folder.path}: {length}, {config.optimizer.name} "
         f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}",
