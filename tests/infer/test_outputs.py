@@ -12,7 +12,7 @@ from PIL import Image
 from unetfast.data.labels import ClassInfo, LabelTable, MaskValue
 from unetfast.errors import UserError
 from unetfast.infer.outputs import (
-    MAX_OVERLAY_PX,
+    MAX_OVERLAY_SIDE_PX,
     ProbsWriter,
     choose_mask_format,
     class_file_names,
@@ -21,6 +21,7 @@ from unetfast.infer.outputs import (
     write_class_masks,
     write_file,
 )
+from unetfast.infer.prediction import Prediction
 
 COLORS = [(0, 0, 0), (250, 10, 20), (0, 200, 90)]
 PRED_HW = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.uint8)
@@ -76,27 +77,33 @@ def test_class_files_sort_by_id_and_suit_every_file_system() -> None:
 
 def test_class_masks_are_0_and_255_and_stale_ones_go(tmp_path: Path) -> None:
     labels = labels_with([0, 1, 2])
-    write_class_masks(tmp_path / "a_classes", PRED_HW, labels)
+    write_class_masks(tmp_path / "a_classes", Prediction.of(PRED_HW), labels)
     for class_id in range(3):
         with Image.open(tmp_path / "a_classes" / f"{class_id}_class-{class_id}.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), 255 * (class_id == PRED_HW))
     (tmp_path / "a_classes" / "mine.png").write_bytes(b"keep")
-    write_class_masks(tmp_path / "a_classes", np.zeros_like(PRED_HW), labels)
+    write_class_masks(tmp_path / "a_classes", Prediction.of(np.zeros_like(PRED_HW)), labels)
     assert sorted(path.name for path in (tmp_path / "a_classes").iterdir()) == ["0_class-0.png", "mine.png"]
 
 
 def test_overlay_is_a_jpeg_with_legend_below() -> None:
     image_HWC = np.full((160, 240, 3), 200, dtype=np.uint8)
-    picture = Image.open(io.BytesIO(encode_overlay(image_HWC, np.ones((160, 240), np.uint8), labels_with([0, 1]))))
+    picture = Image.open(
+        io.BytesIO(encode_overlay(image_HWC, Prediction.of(np.ones((160, 240), np.uint8)), labels_with([0, 1])))
+    )
     assert picture.format == "JPEG"
     assert picture.width == 240
     assert picture.height > 160
 
 
 def test_overlay_of_a_giant_strip_is_thinned() -> None:
-    width = MAX_OVERLAY_PX * 2 + 10
+    width = MAX_OVERLAY_SIDE_PX * 2 + 10
     picture = Image.open(
-        io.BytesIO(encode_overlay(np.zeros((6, width, 3), np.uint8), np.zeros((6, width), np.uint8), labels_with([0, 1])))
+        io.BytesIO(
+            encode_overlay(
+                np.zeros((6, width, 3), np.uint8), Prediction.of(np.zeros((6, width), np.uint8)), labels_with([0, 1])
+            )
+        )
     )
     assert picture.width == -(-width // 3)
 
@@ -106,7 +113,7 @@ def test_probs_written_in_stripes_are_one_array() -> None:
     file = io.BytesIO()
     writer = ProbsWriter(file, (5, 11, 7))
     for top in range(0, 11, 4):
-        writer.write_rows(top, probs_KHW[:, top : top + 4])
+        writer.write_block(top, 0, probs_KHW[:, top : top + 4])
     file.seek(0)
     np.testing.assert_array_equal(np.load(file, allow_pickle=False), probs_KHW)
 

@@ -51,9 +51,28 @@ class Weights(StrEnum):
     ema = "ema"
 
 
+class Tta(StrEnum):
+    none = "none"
+    flips = "flips"
+    scales = "scales"
+    flips_scales = "flips+scales"
+
+
+class MaskNpy(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class EvalSize(StrEnum):
     training = "training"
     source = "source"
+
+
+class ExportFormat(StrEnum):
+    onnx = "onnx"
+    pt2 = "pt2"
+    safetensors = "safetensors"
 
 
 def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,28 +28,32 @@ class ImageInput:
 
 
 def list_images(inputs: Sequence[Path], out: Path) -> list[ImageInput]:
-    """List the images of files and folders, each once, in a stable order.
+    """List the images of files, folders and patterns, each once, in a stable order.
 
-    A folder is read with all folders below it, hidden files and `out` left out; its tree is kept below `out`. Several folders
-    stand each under its own name. Two images that differ only in their suffix keep it in their results' names
-    (`a.jpg.png` beside `a.png.png`).
+    A folder is read with all folders below it, hidden files and `out` left out; its tree is kept below `out`. A pattern
+    (`photos/**/*.jpg`; `**` is any number of folders) gives the images and folders that it matches, and keeps the tree below
+    the last folder before its first `*`, `?` or `[`. Several folders or patterns stand each under its own name. Two images that
+    differ only in their suffix keep it in their results' names (`a.jpg.png` beside `a.png.png`).
 
     Args:
-        inputs: image files and folders.
+        inputs: image files, folders of images, and patterns.
         out: where results will go.
 
     Raises:
-        UserError: nothing was given, a path does not exist, a folder has no image, or `out` is one of the folders.
+        UserError: nothing was given, a path does not exist, a folder has no image, a pattern matches none, or `out` is one of
+            the folders.
     """
     if not inputs:
         raise UserError("no image given: name image files or folders of images")
-    folders = list(dict.fromkeys(path.resolve() for path in inputs if path.is_dir()))
+    patterns = {path: _fixed_part(path) for path in inputs if not path.exists() and glob.has_magic(str(path))}
+    roots = {path.resolve() for path in inputs if path.is_dir()} | {root.resolve() for root in patterns.values()}
     found: dict[Path, tuple[Path, Path]] = {}  # resolved path -> (path as given, path below out)
     for path in inputs:
-        if path.is_dir():
-            base = Path(path.resolve().name) if len(folders) > 1 else Path()
-            for image in _images_in(path, out):
-                found.setdefault(image.resolve(), (image, base / image.relative_to(path)))
+        if path in patterns or path.is_dir():
+            root = patterns.get(path, path)
+            base = Path(root.resolve().name) if len(roots) > 1 else Path()
+            for image in _images_of_pattern(path, out) if path in patterns else _images_in(path, out):
+                found.setdefault(image.resolve(), (image, base / image.relative_to(root)))
         elif path.exists():
             found.setdefault(path.resolve(), (path, Path(path.name)))
         else:
@@ -86,13 +91,38 @@ def check_outputs(images: Iterable[ImageInput], planned: Iterable[Sequence[Path]
             taken[resolved] = image.path
 
 
+def _fixed_part(pattern: Path) -> Path:
+    """The folder before a pattern's first wildcard."""
+    return Path(*pattern.parts[: next(place for place, part in enumerate(pattern.parts) if glob.has_magic(part))])
+
+
+def _images_of_pattern(pattern: Path, out: Path) -> list[Path]:
+    matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207  # Path.glob takes hidden files along
+    images: dict[Path, None] = {}
+    for path in matches:
+        if path.is_dir() and not path.is_symlink():
+            images |= dict.fromkeys(_iter_images(path, out))
+        elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and out.resolve() not in path.resolve().parents:
+            images[path] = None
+    if not images:
+        found = (
+            f"no image among the {len(matches)} files and folders that it matches" if matches else "the pattern matches nothing"
+        )
+        raise UserError(f"{pattern}: {found}; `**` stands for any number of folders, as in 'photos/**/*.jpg'")
+    return list(images)
+
+
 def _images_in(folder: Path, out: Path) -> list[Path]:
     if folder.resolve() == out.resolve():
         raise UserError(f"{folder}: --out is the folder of the images; take another, such as --out {folder / 'pred'}")
-    images = [path for path in _iter_files(folder, out.resolve()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = list(_iter_images(folder, out))
     if not images:
         raise UserError(f"{folder}: no image in it or below it; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return images
+
+
+def _iter_images(folder: Path, out: Path) -> Iterable[Path]:
+    return (path for path in _iter_files(folder, out.resolve()) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _iter_files(folder: Path, out: Path) -> Iterable[Path]:

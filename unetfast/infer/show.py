@@ -22,27 +22,31 @@ CONVENTION_IN_WORDS = (
 
 
 class RateColumn(ProgressColumn):
-    """Images per second."""
+    """Images per second, and megapixels per second where they are counted."""
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:,.1f} img/s")
+        words = "" if rate is None else f"{rate:,.1f} img/s"
+        megapixels, seconds = task.fields.get("megapixels", 0.0), task.finished_time or task.elapsed
+        if megapixels and seconds:
+            words += f"  {megapixels / seconds:,.1f} Mpx/s"
+        return Text(words.lstrip())
 
 
 @contextmanager
-def build_bar(title: str, total: int, console: Console | None) -> Iterator[Callable[[int], None]]:
+def build_bar(title: str, total: int, console: Console | None) -> Iterator[Callable[..., None]]:
     """Show a bar with rate and time left; only on a terminal, nothing in a log, with NO_COLOR or without a console.
 
     Yields:
-        A function that takes the number of images done so far.
+        A function that takes the number of images done so far (a part of one too), and that of megapixels if it is known.
     """
     if console is None or not console.is_terminal or os.environ.get("NO_COLOR"):
-        yield lambda done: None  # noqa: ARG005  # nobody looks
+        yield lambda done, megapixels=0.0: None  # noqa: ARG005  # nobody looks
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        yield lambda done, megapixels=0.0: progress.update(task, completed=done, megapixels=megapixels)
 
 
 def print_scores(

@@ -77,8 +77,13 @@ def recognize(root: Path) -> str:
     return "one folder of videos" if _has_video(root) else ""
 
 
+def is_video(name: str) -> bool:
+    """Tell whether a folder's name is that of a video."""
+    return _VIDEO.fullmatch(name) is not None
+
+
 def _has_video(folder: Path) -> bool:
-    return any(_VIDEO.fullmatch(name) and (folder / name / "mask.npy").is_file() for name in list_folder(folder)[0] if name)
+    return any(is_video(name) and (folder / name / "mask.npy").is_file() for name in list_folder(folder)[0] if name)
 
 
 def scan(root: Path, options: SourceOptions) -> SourceScan:
