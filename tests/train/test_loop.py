@@ -83,7 +83,8 @@ def test_result_names_last_and_best(finished: tuple[TrainResult, Config]) -> Non
     assert (result.steps, result.epochs, result.stopped, result.exit_code) == (75, 25, "", 0)
     val = [row for row in read_rows(result.out / "metrics.jsonl") if row["kind"] == "val"]
     best = max(val, key=lambda row: row["mean_dice"])
-    assert result.best == {"metric": "mean_dice", "value": best["mean_dice"], "epoch": best["epoch"], "step": best["step"]}
+    where = {"epoch": best["epoch"], "step": best["step"], "weights": "raw"}
+    assert result.best == {"metric": "mean_dice", "value": best["mean_dice"], **where}
     assert result.last["mean_iou"] == val[-1]["mean_iou"]
     assert load_checkpoint(result.out / "best.pt").step == best["step"]
     assert load_checkpoint(result.out / "last.pt").step == 75
@@ -239,6 +240,7 @@ def test_numbers_that_blow_up_make_no_best(toy_shards: Path, tmp_path: Path, mak
         model={"norm": "none"},
         optimizer={"name": "sgd", "learning_rate": 1e30},
         checkpoint={"best_metric": "val_loss"},
+        train={"max_bad_steps": 100},
     )
     result = train(toy_shards, config, tmp_path / "run", console=ear.console)
     assert result.best == {}

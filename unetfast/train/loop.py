@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint, save_checkpoint
+from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint
 from unetfast.config import Config
-from unetfast.device import resolve_device
+from unetfast.distributed import World, join_world
+from unetfast.train.autobatch import settle_batch_size
 from unetfast.train.display import METRIC_WORDS, Display
 from unetfast.train.epoch import finish_epoch, is_stopping, save_last, take_validation, validate_both
 from unetfast.train.log import MetricsLog
 from unetfast.train.meter import StepClock
 from unetfast.train.pictures import draw_history, draw_initial_predictions, draw_predictions
+from unetfast.train.processes import choose_device, speaking_console
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.record import finish_record, identify_run, write_facts
 from unetfast.train.run import Run
-from unetfast.train.runfolder import check_run_folder
+from unetfast.train.runfolder import RunFolder, check_run_folder
 from unetfast.train.schedule import learning_rate_factor, num_total_steps
 from unetfast.train.setup import build_run, describe_run, warn_of_data
 from unetfast.train.signals import StoppedError, StopRequest, catch_stop_signals
@@ -64,38 +67,61 @@ def train(shards: Path, config: Config, out: Path, *, resume: bool = False, cons
     SIGINT and SIGTERM finish the step, save last.pt and end the run; `resume` goes on from there, or from wherever a killed
     run saved last, and computes what the undisturbed run would have.
 
+    Started by torchrun, all processes call this with the same arguments and train one model; rank 0 alone writes and speaks.
+
     Args:
         shards: shard folder with a train split; without a val split nothing is validated, and best.pt is the last state.
         config: resolved; see `unetfast.train.setup.resolve_run`.
-        out: run folder; must be new or empty unless `resume`.
+        out: run folder; must be new or empty unless `resume`. With several processes that of rank 0 counts.
         resume: go on from `out/last.pt`; from the beginning where a run was killed before it saved.
         console: for progress and notes; None takes stderr.
 
     Raises:
         UserError: the folder, the shards or a setting is not fit for it, or `resume` finds another run.
+        ToldError: this process ends because of another one, which says why.
     """
-    console = console or Console(stderr=True, highlight=False)
     check_sinks(config.log)
     # signals are caught first: a stop that comes during start-up is obeyed after it
-    with catch_stop_signals() as stop:
-        folder = check_run_folder(out, resume=resume)
-        checkpoint = load_checkpoint(folder.last) if resume and folder.last.exists() else None
-        device = resolve_device(config.train.device)
+    with catch_stop_signals() as stop, join_world() as world:
+        stop.join(world)
+        console = speaking_console(console, world)
+        folder, checkpoint = open_folder(out, world, resume=resume)
+        device = choose_device(config.train.device, world)
+        former = None if checkpoint is None else checkpoint.config
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        config = settle_batch_size(shards, config, folder, former, world, say)
         settings = numeric_settings(seed=config.train.seed, deterministic=config.train.deterministic, device=device)
-        with settings, build_run(shards, config, folder) as run:
+        with settings, build_run(shards, config, folder, world) as run:
             notes = start_run(run, checkpoint, resume=resume)
-            num_rows = checkpoint.progress["num_rows"] if checkpoint else 0
-            write_facts(run, shards)
-            sinks = open_sinks(config.log, identify_run(run), tensorboard=folder.tensorboard)
             with (
                 Display(console, num_epochs=config.train.epochs, num_steps=run.total_steps, first_step=run.step) as display,
-                MetricsLog(folder.metrics, sinks=sinks, say=display.say, keep_rows=num_rows, step=run.step) as log,
+                open_log(run, shards, checkpoint, display) as log,
             ):
                 for line in [*describe_run(run, shards), *notes]:
                     display.say(line)
                 for warning in warn_of_data(run):
                     display.warn_once(warning)
                 return run_steps(run, log, display, stop)
+
+
+def open_folder(out: Path, world: World, *, resume: bool) -> tuple[RunFolder, Checkpoint | None]:
+    """Check the run folder and read the checkpoint to go on from, if there is one; a collective, the main process decides."""
+    out = world.broadcast(out)
+    folder = check_run_folder(out, resume=resume) if world.is_main else RunFolder(out)
+    is_there = world.broadcast(resume and folder.last.exists())
+    return folder, load_checkpoint(folder.last) if is_there else None
+
+
+def open_log(run: Run, shards: Path, checkpoint: Checkpoint | None, display: Display) -> MetricsLog:
+    """Open what the run writes its rows to; all processes keep them, the main one writes them. A collective."""
+    num_rows = checkpoint.progress["num_rows"] if checkpoint else 0
+    write_facts(run, shards)
+    if not run.world.is_main:
+        return MetricsLog(None, rows=run.world.broadcast([]))
+    sinks = open_sinks(run.config.log, identify_run(run), tensorboard=run.folder.tensorboard)
+    log = MetricsLog(run.folder.metrics, sinks=sinks, say=display.say, keep_rows=num_rows, step=run.step)
+    run.world.broadcast(log.rows)
+    return log
 
 
 def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[str]:
@@ -108,6 +134,7 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
         notes += [
             f"resume  {folder.last}: step {run.step:,}, {run.epoch} epochs finished",
             *(f"        {line}" for line in changed),
+            *note_world_change(run, checkpoint),
             *note_rate_jump(run, checkpoint),
         ]
     elif resume:
@@ -118,10 +145,18 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
             run.ema.start_anew()
     if run.val_reader is None:
         notes.append("note: no val split in the shards: nothing is validated, and best.pt will be a copy of last.pt")
-    folder.prepare()
-    folder.write_config(config)
-    cut_bad_steps(folder.bad_steps, run.step)
+    if run.world.is_main:
+        folder.prepare()
+        folder.write_config(config)
+        cut_bad_steps(folder.bad_steps, run.step)
+    run.world.barrier()  # behind it the folder stands for all
     return notes
+
+
+def note_world_change(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """Say where a run goes on with another number of processes: the batches stay, dropout and batch norm see others."""
+    before, now = len(checkpoint.rng), run.world.size
+    return [] if before == now else [f"        processes: {before} in the run, {now} now"]
 
 
 def note_rate_jump(run: Run, checkpoint: Checkpoint) -> list[str]:
@@ -149,7 +184,7 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
     batches = iter(run.loader)
     stopped = ""
     while run.epoch < config.train.epochs:
-        if stop.number:
+        if stop.poll():
             stopped = "signal"
         elif run.num_epochs_read > run.epoch:
             with clock.pause():
@@ -199,6 +234,7 @@ def end_run(run: Run, log: MetricsLog, display: Display, stop: StopRequest, stop
         )
     elif stopped == "max_steps":
         finish_early(run, log, display, stop)
+    stop.leave()
     if run.step > display.first_step:
         draw_history(run, log.rows)
     finish_record(run, log, display, stopped)
@@ -223,7 +259,7 @@ def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
     if log.rows and log.rows[-1]["kind"] in ("val", "val_ema") and log.rows[-1]["step"] == run.step:
         return  # the stop fell on the end of an epoch, where all of this was done
     if run.val_reader is None:
-        save_checkpoint(run.folder.best, run.capture(len(log.rows)))
+        run.save(run.folder.best, len(log.rows))
         return
     num_panels = max(run.config.log.num_panels, run.config.log.num_saved_images)
     try:
@@ -231,5 +267,5 @@ def finish_early(run: Run, log: MetricsLog, display: Display, stop: StopRequest)
     except StoppedError:
         return
     if take_validation(run, log, display, evaluation, averaged, epoch=run.epoch_in_work):
-        save_checkpoint(run.folder.best, run.capture(len(log.rows)))
+        run.save(run.folder.best, len(log.rows))
     draw_predictions(run, log, evaluation.panels, is_last=True)

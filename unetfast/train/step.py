@@ -30,10 +30,19 @@ def train_step(run: Run, batch: Batch) -> None:
     Raises:
         UserError: memory ran out, and smaller micro-batches are not wanted or do not help.
     """
+    begin_step(run)
+    finish_step(run, batch, *compute_gradients_in_memory(run, batch))
+
+
+def begin_step(run: Run) -> None:
+    """Make a run ready for the gradients of its next step."""
     set_learning_rate(run.optimizer, run.learning_rate)
     run.model.train()
     run.guard.begin()
-    loss, confusion_KK = compute_gradients_in_memory(run, batch)
+
+
+def finish_step(run: Run, batch: Batch, loss: Tensor, confusion_KK: Tensor) -> None:
+    """Let a step's gradients change the weights and everything that follows them; see `compute_gradients`."""
     # the mean, so that all processes judge by the same number
     mean_loss = run.world.mean(loss)
     outcome = update_weights(run.optimizer, run.scaler, clip_norm=run.config.optimizer.clip_norm, loss=mean_loss)
