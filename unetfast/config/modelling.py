@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 from unetfast.config.section import Section
 
+_U_NET_PARTS = ("block", "attention", "deep_supervision", "encoder")
+
 
 class ModelConfig(Section):
-    """The U-Net (Ronneberger et al. 2015). Classes come from the manifest."""
+    """The U-Net (Ronneberger et al. 2015) or another network. Classes come from the manifest. See docs/models.md."""
 
     base_channels: int = Field(64, gt=0)
     depth: int = Field(4, ge=1, le=8)  # number of down-samplings
@@ -34,6 +36,20 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if isinstance(self.down, list) and len(self.down) != self.depth:
             raise ValueError(f"model.down names {len(self.down)} levels, model.depth is {self.depth}")
+        if self.encoder_weights and self.encoder == "plain":
+            raise ValueError(
+                f"model.encoder_weights = {self.encoder_weights!r} are of a ResNet: name it by model.encoder = "
+                '"resnet18", "resnet34" or "resnet50"'
+            )
+        if self.factory_args and not self.factory:
+            raise ValueError(f"model.factory_args = {self.factory_args}: there is no model.factory that takes them")
+        # sizes stand in presets, and may stay there; these somebody asked for
+        fields = type(self).model_fields
+        asked = [name for name in _U_NET_PARTS if getattr(self, name) != fields[name].default]
+        if self.factory and asked:
+            raise ValueError(
+                f"model.{asked[0]} is a part of the U-Net, and model.factory builds another network: leave one out"
+            )
         return self
 
 

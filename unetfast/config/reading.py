@@ -72,6 +72,9 @@ def _explain(detail: Any) -> str:
     kind = _field(key)
     if kind is not None and get_origin(kind) in (UnionType, Union):
         return f"{key} = {detail['input']!r}: must be {' or '.join(_name_kind(part) for part in get_args(kind))}"
+    if get_origin(kind) is dict:
+        entry = "".join(f".{part}" for part in path[len(key.split(".")) :][:1])
+        return f"{key}{entry} = {detail['input']!r}: {key} is a table of texts, numbers, true or false, and lists of them"
     return f"{key} = {detail['input']!r}: {detail['msg']}"
 
 
@@ -141,7 +144,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
         key = key.strip()
         if not equals or not key:
             raise UserError(f"--set {override}: write key=value, such as --set optimizer.learning_rate=0.001")
-        if key not in known_keys():
+        if key not in known_keys() and not _is_in_table(key):
             raise UserError(f"--set {override}: unknown key {key}{_did_you_mean(key)}")
         *sections, last = key.split(".")
         node = result
@@ -153,6 +156,12 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node[section]
         node[last] = _parse_value(text.strip())
     return result
+
+
+def _is_in_table(key: str) -> bool:
+    """Say whether a key stands below one that holds a table of free names, such as model.factory_args.encoder_name."""
+    table, _, name = key.rpartition(".")
+    return bool(name) and get_origin(_field(table)) is dict
 
 
 def _parse_value(text: str) -> Any:
