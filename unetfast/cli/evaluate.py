@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetfast.cli.choices import EvalSize, Weights
+from unetfast.cli.choices import EvalSize, Tta, Weights
 from unetfast.cli.program import app, notes_console
 
 
@@ -25,6 +25,9 @@ def evaluate(
     weights: Annotated[
         Weights, typer.Option(help="The weights, their moving average, or (auto) those that did better in validation.")
     ] = Weights.auto,
+    tta: Annotated[
+        Tta, typer.Option(help="Test-time augmentation: the mean over flipped or scaled copies; 2 to 12 times the work.")
+    ] = Tta.none,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
@@ -39,6 +42,7 @@ def evaluate(
         threads=threads,
         device=device,
         weights=weights.value,
+        tta=tta.value,
         json=json,
         console=notes_console(),
     )

@@ -12,6 +12,7 @@ from rich.console import Console
 from unetfast.checkpoint import check_labels
 from unetfast.config import apply_overrides, build_config
 from unetfast.data.reader import open_shards
+from unetfast.infer.augmented import build_augmented, parse_tta
 from unetfast.infer.evaluate import Evaluation, evaluate
 from unetfast.infer.load import build_loss, load_model
 from unetfast.infer.show import build_bar, print_scores
@@ -28,6 +29,7 @@ def evaluate_checkpoint(
     threads: int = 0,
     device: str = "auto",
     weights: str = "auto",
+    tta: str = "none",
     json: bool = False,
     overrides: list[str] | None = None,
     console: Console | None = None,
@@ -47,6 +49,7 @@ def evaluate_checkpoint(
         threads: of the loader; 0 takes all cores.
         device: "auto", "cpu", "cuda" or "cuda:N".
         weights: "raw", "ema" (the moving average), or "auto": those that the run's best validation pass scored.
+        tta: test-time augmentation: "none", "flips", "scales" or "flips+scales".
         json: print one JSON object rather than a table.
         overrides: further `key=value` settings over the run's config, such as "loader.decode=fast".
         console: for progress and notes; None is silent.
@@ -59,6 +62,7 @@ def evaluate_checkpoint(
     folder = open_shards(shards)
     check_labels(trained.checkpoint, folder.manifest.labels, path=checkpoint)
     run = trained.checkpoint.config
+    augmentation = parse_tta(tta, vertical=run.augment.vflip.prob > 0)
     # which backend, and on how many threads, is a matter of this machine, not of the run's
     settings = ["loader.backend=auto", f"loader.threads={threads}", f"eval.size={size or run.eval.size}", *(overrides or [])]
     config = build_config(apply_overrides(run.model_dump(mode="json"), settings), where="eval")
@@ -66,6 +70,8 @@ def evaluate_checkpoint(
     choice = choose_backend(config, trained.device)
     if console is not None:
         console.print(f"loader  {choice.name} ({choice.reason})", markup=False, soft_wrap=True)
+        if augmentation is not None:
+            console.print(f"tta     {augmentation.describe()}", markup=False, soft_wrap=True)
     reader = folder.split(split)
     try:
         loss = build_loss(config.loss, folder.manifest, split=split, console=console).to(trained.device)
@@ -74,7 +80,7 @@ def evaluate_checkpoint(
             build_bar(f"eval {split}", loader.num_samples, console) as advance_to,
         ):
             evaluation = evaluate(
-                trained.model,
+                build_augmented(trained.model, augmentation),
                 loader,
                 reader,
                 loss=loss,
@@ -91,7 +97,8 @@ def evaluate_checkpoint(
         evaluation.notes.append(f"{num_skipped} damaged samples were left out (loader.on_bad = skip)")
     out = stdout or sys.stdout
     if json:
-        out.write(json_module.dumps({**evaluation.to_json(), "split": split, "weights": trained.weights}, allow_nan=False) + "\n")
+        facts = {**evaluation.to_json(), "split": split, "weights": trained.weights, "tta": tta}
+        out.write(json_module.dumps(facts, allow_nan=False) + "\n")
     else:
         title = f"{checkpoint} on {shards}, split {split}: {evaluation.num_images:,} images at "
         if evaluation.size == "source":
@@ -100,6 +107,8 @@ def evaluate_checkpoint(
             height, width = config.loader.size_hw
             title += f"training size {height}x{width}; --size source scores at the stored size"
             loss_word = "loss"
+        if augmentation is not None:
+            title += f"; {augmentation.describe()}"
         print_scores(
             evaluation.metrics,
             loss=evaluation.loss,
