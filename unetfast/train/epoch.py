@@ -168,13 +168,19 @@ def take_validation(
 
 
 def save_last(run: Run, log: MetricsLog) -> None:
-    save_checkpoint(run.folder.last, run.capture(len(log.rows)))
+    """Write last.pt; a collective."""
+    run.save(run.folder.last, len(log.rows))
 
 
 def save_epoch(run: Run, log: MetricsLog, *, epochs_before: int, improved: bool) -> None:
-    """Write the checkpoints of an epoch's end; last.pt comes last, so that a kill before it does all of this again."""
+    """Write the checkpoints of an epoch's end; last.pt comes last, so that a kill before it does all of this again.
+
+    A collective.
+    """
     config, folder = run.config, run.folder
     checkpoint = run.capture(len(log.rows))
+    if not run.world.is_main:
+        return
     if config.checkpoint.every_epochs and is_due(config.checkpoint.every_epochs, epochs_before, run.epoch):
         save_checkpoint(folder.kept(config, epoch=run.epoch, step=run.step), checkpoint)
     if improved or run.val_reader is None:

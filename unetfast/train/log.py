@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from unetfast.train.sinks.base import Outcome, Row, Sink
 from unetfast.train.sinks.carrier import Carrier
@@ -35,12 +35,13 @@ class MetricsLog:
     """Appends rows to metrics.jsonl and hands them to the sinks, which can neither slow a run down nor end it.
 
     Args:
-        path: of metrics.jsonl.
+        path: of metrics.jsonl; None keeps the rows in memory alone, in a process that does not write.
         sinks: what else is given the rows; closed with the log.
         say: prints one line, where a sink fails; None is silent.
         keep_rows: rows of the file that belong to the checkpoint the run goes on from; later ones are cut off, since their
             steps are done again.
         step: of that checkpoint.
+        rows: with `path` None, those of before.
 
     Attributes:
         rows: all of the run, those before a resume included.
@@ -49,27 +50,32 @@ class MetricsLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         sinks: Sequence[Sink] = (),
         say: Callable[[str], None] | None = None,
         keep_rows: int = 0,
         step: int = 0,
+        rows: Sequence[Row] = (),
     ) -> None:
         from unetfast.checkpoint import write_whole  # imports torch, which those who only read rows need not
 
-        self.rows = [row for row in read_rows(path)[:keep_rows] if row["step"] <= step]
         self.outcome: Outcome = "finished"
-        write_whole(path, lambda file: file.write("".join(map(_to_line, self.rows)).encode()))
-        self._file = path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
+        self.rows = list(rows)
+        if path is not None:
+            self.rows = [row for row in read_rows(path)[:keep_rows] if row["step"] <= step]
+            write_whole(path, lambda file: file.write("".join(map(_to_line, self.rows)).encode()))
+            self._file = path.open("a", encoding="utf-8")
         self._carriers = [Carrier(sink, say or _say_nothing) for sink in sinks]
 
     def add(self, row: Row) -> None:
         """Append one row; it is in the file, if not on the disk, when this returns."""
         row = {key: _defined(value) for key, value in row.items()}
         self.rows.append(row)
-        self._file.write(_to_line(row))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_to_line(row))
+            self._file.flush()
         for carrier in self._carriers:
             carrier.add_row(row)
 
@@ -80,7 +86,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file and the sinks; waits for these, but not for ever."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for carrier in self._carriers:
             carrier.close(self.outcome)
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unetfast.distributed import World
+
 
 class Meter:
     """Mean loss since the last log row, and loss and confusion matrix of the epoch so far.
@@ -24,9 +26,11 @@ class Meter:
     Args:
         num_classes: K.
         device: where losses and predictions are.
+        world: the processes, each of which adds its own part of every batch; what is read is of all. None: this one alone.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, world: World | None = None) -> None:
+        self._world = world or World()
         self._window_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._epoch_confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
@@ -50,15 +54,22 @@ class Meter:
         self._epoch_steps += counted
 
     def read_window(self) -> float:
-        """Return the mean loss of the steps since the last call, nan if none counts, and begin anew. Waits for the GPU."""
-        loss = _divide(self._window_loss, self._window_steps)
+        """Return the mean loss of the steps since the last call, nan if none counts, and begin anew.
+
+        A collective. Waits for the GPU.
+        """
+        loss = _divide(self._world.mean(self._window_loss), self._window_steps)
         self._window_loss.zero_()
         self._window_steps.zero_()
         return loss
 
     def read_epoch(self) -> tuple[float, Tensor]:
-        """Return mean loss and confusion matrix (int64, (K, K), on the CPU) of the epoch so far. Waits for the GPU."""
-        return _divide(self._epoch_loss, self._epoch_steps), self._epoch_confusion_KK.cpu().clone()
+        """Return mean loss and confusion matrix (int64, (K, K), on the CPU) of the epoch so far.
+
+        A collective. Waits for the GPU.
+        """
+        loss = _divide(self._world.mean(self._epoch_loss), self._epoch_steps)
+        return loss, self._world.sum(self._epoch_confusion_KK).cpu().clone()
 
     def start_epoch(self) -> None:
         self._epoch_loss.zero_()
@@ -66,19 +77,21 @@ class Meter:
         self._epoch_steps.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all sums; tensors on the CPU. Waits for the GPU."""
+        """Return all sums, those of all processes together; tensors on the CPU. A collective. Waits for the GPU."""
         return {
-            "window_loss": self._window_loss.cpu().clone(),
+            "window_loss": self._world.mean(self._window_loss).cpu().clone(),
             "window_steps": int(self._window_steps),
-            "epoch_loss": self._epoch_loss.cpu().clone(),
+            "epoch_loss": self._world.mean(self._epoch_loss).cpu().clone(),
             "epoch_steps": int(self._epoch_steps),
-            "epoch_confusion": self._epoch_confusion_KK.cpu().clone(),
+            "epoch_confusion": self._world.sum(self._epoch_confusion_KK).cpu().clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._window_loss.copy_(state["window_loss"])
         self._epoch_loss.copy_(state["epoch_loss"])
         self._epoch_confusion_KK.copy_(state["epoch_confusion"])
+        if not self._world.is_main:  # the sum of before is counted once
+            self._epoch_confusion_KK.zero_()
         self._window_steps.fill_(state["window_steps"])
         self._epoch_steps.fill_(state["epoch_steps"])
 

@@ -15,6 +15,8 @@ SERIES = "predictions"  # what the sinks call these pictures
 
 def draw_initial_predictions(run: Run, log: MetricsLog) -> None:
     """Write predictions_initial.png: what the net says before it has learned anything."""
+    if not run.world.is_main:
+        return
     panels = collect_first_panels(run, run.config.log.num_panels)
     path = run.folder.predictions("initial")
     save_picture(draw_page(run, panels), path)
@@ -26,6 +28,8 @@ def draw_predictions(run: Run, log: MetricsLog, panels: list[Panel], *, is_last:
 
     At the end of the run write predictions_epoch_final.png too, and one picture a sample into saved_images/.
     """
+    if not run.world.is_main:
+        return
     config = run.config.log
     page = draw_page(run, panels[: config.num_panels])
     path = None
@@ -51,6 +55,8 @@ def draw_page(run: Run, panels: list[Panel]) -> Any:
 
 def draw_history(run: Run, rows: list[dict[str, Any]]) -> None:
     """Write training_history.png."""
+    if not run.world.is_main:
+        return
     from unetfast.viz.curves import draw_curves  # matplotlib, which only this picture needs
 
     save_picture(draw_curves(rows, title=run.folder.path.name), run.folder.history)

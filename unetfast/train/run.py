@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unetfast.checkpoint import Checkpoint
+from unetfast.checkpoint import Checkpoint, save_checkpoint
 from unetfast.config import Config
 from unetfast.data.labels import LabelTable
 from unetfast.data.manifest import Manifest
@@ -155,6 +156,12 @@ class Run:
             metrics=self.metrics,
             best=self.best,
         )
+
+    def save(self, path: Path, num_rows: int) -> None:
+        """Write a checkpoint of the whole state; a collective, the main process writes."""
+        checkpoint = self.capture(num_rows)
+        if self.world.is_main:
+            save_checkpoint(path, checkpoint)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stopped, with as many processes or another number; the opposite of `capture`."""

@@ -189,7 +189,7 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
             optimizer=build_optimizer(model, config.optimizer),
             scaler=torch.amp.GradScaler(device.type, enabled=amp.name == "fp16"),
             plateau=Plateau(),
-            meter=Meter(manifest.num_classes, device),
+            meter=Meter(manifest.num_classes, device, world),
             guard=StepGuard(model, device),
             ema=WeightAverage(model, config.ema) if config.ema.decay else None,
             total_steps=num_total_steps(config, split.samples),

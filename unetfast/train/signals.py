@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM ask a run to stop; the loop saves first. A second signal kills at once."""
+"""SIGINT and SIGTERM ask a run to stop; the loop saves first. A second signal kills at once.
+
+With several processes a signal to any of them stops all, behind the same step: they ask each other in every step, and take the
+answer of the step before, so that none waits for the question.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from unetfast.distributed import RunningMax, World
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + number, as shells count
 
@@ -22,18 +28,38 @@ class StopRequest:
     """Whether a stop was asked for.
 
     Args:
-        number: of the signal; 0 while none came.
+        number: of the signal that came to this process; 0 while none did.
+        agreed: of the signal that the run obeys; 0 while it obeys none.
+        votes: asks the other processes; None where this one is alone.
     """
 
     number: int = 0
+    agreed: int = 0
+    votes: RunningMax | None = None
+
+    def join(self, world: World) -> None:
+        """Obey the signals to all processes from now on."""
+        self.votes = RunningMax(world) if world.size > 1 else None
+
+    def leave(self) -> None:
+        """Ask no more; a signal that comes now finds nothing left to stop."""
+        if self.votes is not None:
+            self.votes.finish()
+
+    def poll(self) -> bool:
+        """Say whether to stop now; with several processes all get the same answer, and all must ask."""
+        self.agreed = self.agreed or (self.number if self.votes is None else self.votes.ask(self.number))
+        return self.agreed > 0
 
     @property
     def name(self) -> str:
-        return signal.Signals(self.number).name if self.number else ""
+        number = self.agreed or self.number
+        return signal.Signals(number).name if number else ""
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES[signal.Signals(self.number)] if self.number else 0
+        number = self.agreed or self.number
+        return EXIT_CODES[signal.Signals(number)] if number else 0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from unetfast.checkpoint import save_checkpoint, write_whole
+from unetfast.checkpoint import write_whole
 from unetfast.data.reader import SplitReader
 from unetfast.errors import UserError
 from unetfast.train.display import Display
@@ -44,7 +44,7 @@ def report_steps(run: Run, log: MetricsLog, display: Display, *, all_steps: bool
     if not is_too_much:
         return
     run.guard.start_row()
-    save_checkpoint(run.folder.last, run.capture(len(log.rows)))
+    run.save(run.folder.last, len(log.rows))
     raise UserError(
         f"{run.folder.path}: loss or gradient not finite in {limit} steps in a row, the last bad one step "
         f"{bad_steps[-1].step:,} (train.max_bad_steps): the run is stopped\n"
