@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from unetfast.errors import UserError
+from unetfast.errors import RankError, ToldError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,11 +26,16 @@ app = typer.Typer(
 )
 
 
+def is_one_of_several() -> bool:
+    """Say whether torchrun started this process as one of several that train together."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def notes_console() -> Console:
-    """Return a console on stderr, for progress and notes."""
+    """Return a console on stderr, for progress and notes; of several processes the first one alone has a voice."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=is_one_of_several() and os.environ.get("RANK") != "0")
 
 
 def results_console() -> Console:
@@ -54,11 +59,16 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    if is_one_of_several() and context.invoked_subcommand != "train":
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: `unetfast {context.invoked_subcommand}` runs in one process; torchrun is "
+            "for `unetfast train` alone"
+        )
 
 
 # what typer raises for an unknown command or option; it has no public name there, as typer brings its own copy of click
@@ -72,8 +82,14 @@ def _refuse_usage(error: Any) -> NoReturn:
     else:
         command = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else ""
         hint = " ".join(("unetfast", *command.split(), "--help"))
-        sys.stderr.write(f"error: {message.rstrip('.')}; see `{hint}`\n")
+        _say_error(f"{message.rstrip('.')}; see `{hint}`")
     sys.exit(2)
+
+
+def _say_error(text: str) -> None:
+    """Print one line; of several processes that have not met yet, the first one on each machine."""
+    if not is_one_of_several() or os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"error: {text}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,8 +103,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(app(arguments, standalone_mode=False))
     except _UsageError as error:
         _refuse_usage(error)
-    except UserError as error:
+    except ToldError:  # another process of the run says it
+        sys.exit(2)
+    except RankError as error:  # the processes have agreed that this one says it
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except UserError as error:
+        _say_error(str(error))
         sys.exit(2)
     except BrokenPipeError:
         # the reader of our output went away (`unetfast inspect shards/ | head`): not an error of ours

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unetfast.cli.program import app, notes_console
+from unetfast.cli.program import app, is_one_of_several, notes_console
 from unetfast.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; default: runs/DATASET-NUMBER.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the run folder --out.")] = False,
 ) -> None:
-    """Train a U-Net on a shard folder."""
+    """Train a U-Net on a shard folder.
+
+    On several GPUs: `torchrun --nproc-per-node 4 -m unetfast train --shards shards/` (docs/distributed.md).
+    """
     from unetfast.config import apply_overrides, read_any_config
     from unetfast.data.manifest import read_manifest
 
@@ -43,12 +46,20 @@ def train(
     if shards is not None:
         read_manifest(shards)
     apply_overrides({} if config is None else read_any_config(config), set_ or [])
-    folder = _find_shards(shards, config, console)
+    folder = None if is_one_of_several() else _find_shards(shards, config, console)
+    from unetfast.distributed import join_world
     from unetfast.train.loop import train as run_training
     from unetfast.train.setup import resolve_run
 
-    run = resolve_run(folder, config=config, preset=preset, overrides=set_ or [], out=out, resume=resume, console=console)
-    result = run_training(folder, run.config, run.out, resume=resume, console=console)
+    with join_world() as world:
+        # of several processes one decides, so that all have the same settings and the same run folder
+        found = folder or world.from_main(lambda: _find_shards(shards, config, console))
+        run = world.from_main(
+            lambda: resolve_run(
+                found, config=config, preset=preset, overrides=set_ or [], out=out, resume=resume, console=console
+            )
+        )
+        result = run_training(found, run.config, run.out, resume=resume, console=console)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -109,6 +109,10 @@ class World:
         items = [item]
         dist.broadcast_object_list(items, src=0)
         return items[0]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Let the main process make something, which all get; a collective on the host."""
+        return make() if self.size == 1 else cast(T, self.broadcast(make() if self.is_main else None))
 
     def min_int(self, number: int) -> int:
         """Return the smallest number of all processes; a collective on the host."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from unetfast.distributed import join_world
 from unetfast.train.loop import TrainResult
 from unetfast.train.loop import train as run_training
-from unetfast.train.setup import resolve_run
+from unetfast.train.setup import ResolvedRun, resolve_run
 
 
 def train(
@@ -42,16 +43,21 @@ def train(
     """
     overrides = [f"{key}={_to_toml(value)}" for key, value in (settings or {}).items()]
     console = console or Console(stderr=True, highlight=False)
-    run = resolve_run(
-        Path(shards),
-        config=None if config is None else Path(config),
-        preset=preset,
-        overrides=overrides,
-        out=None if out is None else Path(out),
-        resume=resume,
-        console=console,
-    )
-    return run_training(Path(shards), run.config, run.out, resume=resume, console=console)
+
+    def resolve() -> ResolvedRun:
+        return resolve_run(
+            Path(shards),
+            config=None if config is None else Path(config),
+            preset=preset,
+            overrides=overrides,
+            out=None if out is None else Path(out),
+            resume=resume,
+            console=console,
+        )
+
+    with join_world() as world:  # several processes only where torchrun started this script
+        run = world.from_main(resolve)
+        return run_training(Path(shards), run.config, run.out, resume=resume, console=console)
 
 
 def _to_toml(value: Any) -> str:
