@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ CAR_LABELS = LabelTable(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_labels() -> Callable[[int], LabelTable]:
     return build_labels
 
@@ -33,27 +34,34 @@ def build_labels(num_classes: int) -> LabelTable:
 @pytest.fixture
 def save_tiny_model(tmp_path: Path) -> Callable[..., Path]:
     """Save a checkpoint of a random U-Net of 4 base channels and depth 2; returns its path."""
+    return partial(save_random_model, tmp_path / "best.pt")
 
-    def save(labels: LabelTable = CAR_LABELS, *, size_hw: tuple[int, int] = (32, 48), **sections: dict[str, object]) -> Path:
-        tree = {"model": {"base_channels": 4, "depth": 2}, "loader": {"size_hw": list(size_hw), "batch_size": 4}}
-        config = build_config({**tree, "train": {"amp": "off"}, **sections})
-        mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = build_network(config.model, num_classes=labels.num_classes, mean=mean, std=std)
-        checkpoint = Checkpoint(
-            step=10,
-            epoch=2,
-            config=config,
-            labels=labels,
-            dataset="folder",
-            manifest_digest="0" * 16,
-            mean=mean,
-            std=std,
-            weights=model.state_dict(),
-        )
-        path = tmp_path / "best.pt"
-        save_checkpoint(path, checkpoint)
-        return path
 
-    return save
+@pytest.fixture(scope="session")
+def save_model_at() -> Callable[..., Path]:
+    """The same, to a path that is given first."""
+    return save_random_model
+
+
+def save_random_model(
+    path: Path, labels: LabelTable = CAR_LABELS, *, size_hw: tuple[int, int] = (32, 48), **sections: dict[str, object]
+) -> Path:
+    tree = {"model": {"base_channels": 4, "depth": 2}, "loader": {"size_hw": list(size_hw), "batch_size": 4}}
+    config = build_config({**tree, "train": {"amp": "off"}, **sections})
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_network(config.model, num_classes=labels.num_classes, mean=mean, std=std)
+    checkpoint = Checkpoint(
+        step=10,
+        epoch=2,
+        config=config,
+        labels=labels,
+        dataset="folder",
+        manifest_digest="0" * 16,
+        mean=mean,
+        std=std,
+        weights=model.state_dict(),
+    )
+    save_checkpoint(path, checkpoint)
+    return path

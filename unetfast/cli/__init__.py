@@ -14,8 +14,10 @@ COMMAND_FILES = (
     "shard",
     "inspect",
     "train",
+    "lr_find",
     "evaluate",
     "predict",
+    "export",
     "demo",
     "doctor",
 )
