@@ -46,6 +46,7 @@ MAY_CHANGE = (
         "train.deterministic",
         "train.init_checkpoint",
         "model.encoder_weights",
+        "train.accumulation",
         "train.max_bad_steps",
         "train.on_out_of_memory",
         "early_stop.",
