@@ -148,9 +148,8 @@ def _read_weights(path: Path, *, what: str) -> _Given:
     try:
         with path.open("rb") as file:
             start = file.read(9)
-        if start[8:] == b"{":  # the length of a JSON text, then the text
-            return _Given("a safetensors file", _read_safetensors(path))
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = start[8:] == b"{"  # the length of a JSON text, then the text
+        tree = None if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
@@ -159,6 +158,8 @@ def _read_weights(path: Path, *, what: str) -> _Given:
             raise UserError(f"{path}: cut short or damaged; take another copy") from None
         held = "more than tensors and numbers" if start[:1] in (b"P", b"\x80") else f"it begins with {start[:4]!r}"
         raise UserError(f"{path}: not a file of weights ({held}); give {what}") from None
+    if is_safetensors:
+        return _Given("a safetensors file", _read_safetensors(path))
     if isinstance(tree, dict) and tree.get("format") == FORMAT:
         checkpoint = load_checkpoint(path)
         name, weights = checkpoint.choose_weights("auto")
