@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetfast.config import EarlyStopConfig, build_config
+from unetfast.checkpoint import load_checkpoint
+from unetfast.config import Config, EarlyStopConfig, build_config
 from unetfast.errors import UserError
 from unetfast.train.earlystop import EarlyStop, check_early_stop, watched_metric
+from unetfast.train.log import read_rows
+from unetfast.train.loop import train
+
+MakeConfig = Callable[..., Config]
 
 
 def stops_after(values: list[float | None], *, patience: int, min_delta: float, lower: bool) -> int | None:
@@ -99,3 +105,106 @@ def test_a_patience_without_validation_is_refused(tmp_path: Path) -> None:
         check_early_stop(config, has_val=False, shards=tmp_path)
     check_early_stop(config, has_val=True, shards=tmp_path)
     check_early_stop(build_config({}), has_val=False, shards=tmp_path)
+
+
+# an improvement of a score by more than 1 does not happen: only the first pass counts as one
+NEVER = {"min_delta": 2.0}
+QUIET: dict[str, Any] = {"log": {"num_panels": 1, "num_saved_images": 0, "gif": False, "report": False}}
+
+
+def val_epochs(out: Path) -> list[int]:
+    return [row["epoch"] for row in read_rows(out / "metrics.jsonl") if row["kind"] == "val"]
+
+
+def test_a_run_without_improvement_ends_as_at_its_last_epoch(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, ear: Any
+) -> None:
+    config = make_config(train={"epochs": 9}, early_stop={"patience": 2, **NEVER})
+    result = train(toy_shards, config, tmp_path / "run", console=ear.console)
+    assert (result.stopped, result.exit_code, result.epochs, result.steps) == ("early_stop", 0, 3, 9)
+    assert "stopped early at step 9: mDice has not improved by more than 2 in 2 validation passes (best 0." in ear.heard
+    assert "next: unetfast predict" in ear.heard
+    assert val_epochs(tmp_path / "run") == [1, 2, 3]
+    assert (tmp_path / "run" / "predictions_epoch_final.png").exists()
+    assert len(list((tmp_path / "run" / "saved_images").iterdir())) == 3
+    assert (tmp_path / "run" / "training_history.png").exists()
+    last = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert (last.step, last.epoch) == (9, 3)
+    assert last.progress["early_stop"]["num_bad"] == 2
+    assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_a_resume_of_it_says_so_and_goes_on_when_asked(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, ear: Any
+) -> None:
+    sections: dict[str, Any] = {"train": {"epochs": 5}, "early_stop": {"patience": 1, **NEVER}, **QUIET}
+    out = tmp_path / "run"
+    train(toy_shards, make_config(**sections), out)
+    before = (out / "last.pt").read_bytes()
+
+    again = train(toy_shards, make_config(**sections), out, resume=True, console=ear.console)
+    assert (again.stopped, again.exit_code, again.epochs) == ("early_stop", 0, 2)
+    assert "stopped early at step 6: mDice has not improved" in ear.heard
+    assert "To go on: --resume --set early_stop.patience=2, or 0 for no early stop" in ear.heard
+    assert (out / "last.pt").read_bytes() == before
+
+    longer = make_config(train={"epochs": 5}, early_stop={"patience": 2, **NEVER}, **QUIET)
+    more = train(toy_shards, longer, out, resume=True, console=ear.console)
+    assert (more.stopped, more.epochs) == ("early_stop", 3)
+    assert "early_stop.patience: 1 in the run, 2 now" in ear.heard
+
+    free = make_config(train={"epochs": 5}, early_stop={"patience": 0, **NEVER}, **QUIET)
+    assert train(toy_shards, free, out, resume=True).epochs == 5
+    assert val_epochs(out) == [1, 2, 3, 4, 5]
+
+
+def test_a_resumed_run_counts_on(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    """Stopped by max_steps behind the second epoch, resumed: it ends where the undisturbed run ends."""
+    early_stop = {"patience": 3, **NEVER}
+    whole = train(toy_shards, make_config(train={"epochs": 8}, early_stop=early_stop, **QUIET), tmp_path / "whole")
+    train(toy_shards, make_config(train={"epochs": 8, "max_steps": 7}, early_stop=early_stop, **QUIET), tmp_path / "parts")
+    rest = train(toy_shards, make_config(train={"epochs": 8}, early_stop=early_stop, **QUIET), tmp_path / "parts", resume=True)
+    assert (whole.stopped, whole.epochs) == (rest.stopped, rest.epochs) == ("early_stop", 4)
+    states = [load_checkpoint(tmp_path / name / "last.pt").progress["early_stop"] for name in ("whole", "parts")]
+    assert states[0] == states[1]
+
+
+def test_passes_are_counted_not_epochs(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(train={"epochs": 9}, eval={"every_epochs": 2}, early_stop={"patience": 1, **NEVER}, **QUIET)
+    assert train(toy_shards, config, tmp_path / "run").epochs == 4
+    assert val_epochs(tmp_path / "run") == [2, 4]
+
+
+def test_a_run_that_improves_goes_to_its_end(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(
+        train={"epochs": 4}, optimizer={"learning_rate": 1e-2}, early_stop={"patience": 1, "metric": "val_loss"}, **QUIET
+    )
+    result = train(toy_shards, config, tmp_path / "run")
+    losses = [row["loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "val"]
+    assert losses == sorted(losses, reverse=True)
+    assert (result.stopped, result.epochs) == ("", 4)
+
+
+def test_the_average_of_the_weights_counts_as_well(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    """What is watched is the better one of weights and average, as for the best checkpoint."""
+    config = make_config(
+        train={"epochs": 4}, ema={"decay": 0.5}, early_stop={"patience": 9}, checkpoint={"best_metric": "val_loss"}, **QUIET
+    )
+    train(toy_shards, config, tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    best = min(row["loss"] for row in rows if row["kind"] in ("val", "val_ema"))
+    last = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert last.progress["early_stop"] == {
+        "metric": "val_loss",
+        "best": best,
+        "num_bad": last.progress["early_stop"]["num_bad"],
+    }
+    assert last.best["value"] == best
+
+
+def test_shards_without_validation_refuse_it(
+    pack_toy: Callable[[float], Path], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    with pytest.raises(UserError, match=r"no val split, and early_stop\.patience = 3"):
+        train(pack_toy(0.0), make_config(early_stop={"patience": 3}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
