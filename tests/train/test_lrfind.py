@@ -148,7 +148,10 @@ def test_the_command_draws_and_says_what_to_do(
     said = capsys.readouterr()
     assert not stop.value.code
     assert "result  learning rate 0.0" in said.out
-    assert f"next: unetfast train --shards {toy_shards} --set optimizer.learning_rate=0.0" in said.out
+    assert (
+        f"next: unetfast train --shards {toy_shards} --config {toml} --set loss.dice=1 --set optimizer.learning_rate=0.0"
+        in said.out
+    )
     assert "U-Net 4..16" in said.err
     with Image.open(picture) as drawn:
         assert drawn.size == (1000, 600)

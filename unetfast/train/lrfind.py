@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -74,7 +75,7 @@ def run_lr_find(
     draw_test(test, verdict, picture, title=f"learning-rate test, {resolved.optimizer.name}, {shards}")
     lines = [json_module.dumps(to_json(test, verdict, picture=picture), allow_nan=False)]
     if not json:
-        lines = describe_verdict(test, verdict, picture=picture, shards=shards)
+        lines = describe_verdict(test, verdict, picture=picture, command=train_command(shards, config, preset, overrides))
     print(*lines, sep="\n", file=stdout or sys.stdout)
     return verdict.suggestion is not None
 
@@ -101,8 +102,26 @@ def draw_test(test: RateTest, verdict: Verdict, picture: Path, *, title: str) ->
     save_picture(drawn, picture)
 
 
-def describe_verdict(test: RateTest, verdict: Verdict, *, picture: Path, shards: Path) -> list[str]:
-    """Say in lines for people what a test came to, and what to do next."""
+def train_command(shards: Path, config: Path | None, preset: str | None, overrides: list[str] | None) -> str:
+    """Write the command that trains with the settings of a test, ready to be pasted."""
+    words = ["unetfast", "train", "--shards", str(shards)]
+    words += [] if config is None else ["--config", str(config)]
+    words += [] if preset is None else ["--preset", preset]
+    for override in overrides or []:
+        if override.partition("=")[0].strip() != "optimizer.learning_rate":
+            words += ["--set", override]
+    return shlex.join(words)
+
+
+def describe_verdict(test: RateTest, verdict: Verdict, *, picture: Path, command: str) -> list[str]:
+    """Say in lines for people what a test came to, and what to do next.
+
+    Args:
+        test: its losses.
+        verdict: what they say.
+        picture: where they are drawn.
+        command: that trains with the same settings.
+    """
     num_steps, last_rate = len(test.rates), test.rates[-1]
     end = f"the loss diverged at {last_rate:.2g}" if test.diverged else f"no divergence up to {last_rate:.2g}"
     lines = [f"test    {num_steps} steps, learning rates {test.rates[0]:.2g} to {last_rate:.2g}; {end}; drawn in {picture}"]
@@ -111,7 +130,7 @@ def describe_verdict(test: RateTest, verdict: Verdict, *, picture: Path, shards:
     lines.append(f"result  learning rate {verdict.suggestion:.2g}: {verdict.reason}")
     if verdict.remedy:
         lines.append(f"note: {verdict.remedy}")
-    return [*lines, f"next: unetfast train --shards {shards} --set optimizer.learning_rate={verdict.suggestion:.2g}"]
+    return [*lines, f"next: {command} --set optimizer.learning_rate={verdict.suggestion:.2g}"]
 
 
 def find_learning_rate(

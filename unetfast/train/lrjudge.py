@@ -1,7 +1,8 @@
 """What the losses of a learning-rate range test say: a suggestion, or plainly why there is none.
 
-The rule: the rate at which the smoothed loss falls most steeply per decade of the rate, before its least value. Both the
-smoothing and the slope reach over a twentieth of the steps, so that more steps make a finer curve and not a rougher one.
+The rule: the rate at which the smoothed loss falls most steeply per decade of the rate, before its least value, moved back by
+the few steps by which a running mean trails what it averages. Both the smoothing and the slope reach over a twentieth of the
+steps, so that more steps make a finer curve and not a rougher one.
 """
 
 from __future__ import annotations
@@ -89,28 +90,44 @@ def judge(test: RateTest) -> Verdict:
     least = float(smoothed[place])
     # what it fell from: only what came before the least value
     start = float(np.median(smoothed[: min(max(3, test.num_steps // 10), place + 1)]))
-    tested = f"{rates[0]:.2g} to {rates[-1]:.2g}"
-    if start - least <= max(LEAST_FALL * abs(start), 1.5 * scatter_of(losses)):
-        if test.diverged:
-            return Verdict(
-                None,
-                f"the loss diverged at a learning rate of {test.rates[-1]:.2g} (step {len(test.rates)} of {test.num_steps}) "
-                f"without having fallen before: {start:.4f} at the start, {least:.4f} at its least",
-                f"take a smaller --from than {test.rates[0]:.2g}, more --steps, or optimizer.clip_norm = 1",
-                float(rates[place]),
-            )
-        return Verdict(
-            None,
-            f"the loss is flat over rates from {tested}: {start:.4f} at the start, {least:.4f} at its least",
-            f"take a larger --to than {test.rates[-1]:.2g}, more --steps, or a larger loader.batch_size for a calmer curve",
-            float(rates[place]),
-        )
-    steepest = steepest_place(rates, smoothed, place, span_of(test.num_steps))
-    reason = f"the loss falls most steeply there, from {start:.4f} at the start to {least:.4f} at {rates[place]:.2g}"
+    least_rate = float(rates[place])
+    enough = max(LEAST_FALL * abs(start), 1.5 * scatter_of(losses))
+    if start - least <= enough:
+        rose = test.diverged or float(smoothed[-1]) - start > enough
+        return explain_nothing(test, rose=rose, start=start, least=least, least_rate=least_rate)
+    span = span_of(test.num_steps)
+    # a running mean of horizon h trails a steady course by h - 1 steps
+    suggestion = float(rates[max(0, steepest_place(rates, smoothed, place, span) - (span - 1))])
+    fall = f"from {start:.4f} at the start to {least:.4f} at {least_rate:.2g}"
+    reason = f"the loss falls most steeply at {suggestion:.2g}, {fall}"
     remedy = ""
-    if not test.diverged and place >= len(smoothed) - span_of(test.num_steps):
+    if not test.diverged and place >= len(smoothed) - span:
         remedy = f"the loss still falls at {rates[-1]:.2g}: a larger --to may find a larger rate"
-    return Verdict(float(rates[steepest]), reason, remedy, float(rates[place]))
+    return Verdict(suggestion, reason, remedy, least_rate)
+
+
+def explain_nothing(test: RateTest, *, rose: bool, start: float, least: float, least_rate: float) -> Verdict:
+    """Say why a test in which the loss did not fall has no suggestion.
+
+    Args:
+        test: its losses.
+        rose: whether they rose in the end.
+        start: smoothed loss at the start.
+        least: the least smoothed loss.
+        least_rate: where that was.
+    """
+    first, last = test.rates[0], test.rates[-1]
+    levels = f"{start:.4f} at the start, {least:.4f} at its least"
+    if not rose:
+        reason = f"the loss is flat over rates from {first:.2g} to {last:.2g}: {levels}"
+        remedy = f"take a larger --to than {last:.2g}, more --steps, or a larger loader.batch_size for a calmer curve"
+        return Verdict(None, reason, remedy, least_rate)
+    reason = f"the loss only rises over rates from {first:.2g} to {last:.2g}: {levels}"
+    if test.diverged:
+        where = f"at a learning rate of {last:.2g} (step {len(test.rates)} of {test.num_steps})"
+        reason = f"the loss diverged {where} without having fallen before: {levels}"
+    remedy = f"take a smaller --from than {first:.2g}, more --steps, or optimizer.clip_norm = 1"
+    return Verdict(None, reason, remedy, least_rate)
 
 
 def scatter_of(losses: np.ndarray) -> float:
