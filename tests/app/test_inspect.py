@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from unetfast.app.inspect import inspect_shards
+from unetfast.app.inspect import find_training_size, inspect_shards
 from unetfast.data.pack import pack
+from unetfast.data.reader import open_shards
 from unetfast.data.toy.layouts import write_toy
 from unetfast.errors import UserError
 
@@ -74,13 +76,59 @@ def test_verify_lists_problems(shards: Path, tmp_path: Path) -> None:
     assert "all is well" not in text
 
 
-def test_sheet_is_a_picture(shards: Path, tmp_path: Path) -> None:
+def test_sheet_is_a_picture_of_the_classes_in_their_colors(shards: Path, tmp_path: Path) -> None:
     text, report = run(shards, sheet=tmp_path / "deep" / "sheet.png")
     assert report.sheet == tmp_path / "deep" / "sheet.png"  # type: ignore[attr-defined]
     with Image.open(tmp_path / "deep" / "sheet.png") as picture:
         assert picture.mode == "RGB"
         assert picture.width > 1000
-    assert "sheet: " in text
+        assert picture.height > 1400  # 4 rows of samples, the legend, the figures
+        colors = {color for _, color in picture.getcolors(1 << 24) or []}
+    manifest = open_shards(shards).manifest
+    occurring = {k for split in manifest.splits.values() for k, count in enumerate(split.class_pixels) if count}
+    assert len(occurring) > 5
+    assert {manifest.labels.classes[k].color for k in occurring} <= colors
+    assert "sheet.png (samples with masks and legend, shares of the classes, sizes of the samples)" in text
+
+
+def test_the_training_size_is_that_of_the_preset() -> None:
+    assert find_training_size("clevr") == ((160, 240), "training size of preset clevr")
+    assert find_training_size("something") == ((256, 256), "training size of preset folder")
+
+
+def test_unequal_classes_are_told(shards: Path) -> None:
+    text, report = run(shards)
+    assert len(report.warnings) >= 1  # type: ignore[attr-defined]
+    assert "warning: unequal classes in train: " in text
+    assert "--set loss.class_weights=auto" in text
+    assert "--set augment.max_class_share=0.75" in text
+
+
+def test_names_that_no_font_has_are_said_on_stderr_and_are_no_error(tmp_path: Path) -> None:
+    """A folder with class names in Chinese and emoji, through the real command: one line, whatever fonts are installed."""
+    source = tmp_path / "src"
+    for part in ("images", "masks"):
+        (source / part).mkdir(parents=True)
+    for number in range(4):
+        mask = np.zeros((24, 32), np.uint8)
+        mask[8:16, 8 : 16 + number] = 1
+        mask[18:, 20:] = 2
+        Image.fromarray(np.full((24, 32, 3), 60 * number, np.uint8)).save(source / "images" / f"\u8eca{number}.png")
+        Image.fromarray(mask).save(source / "masks" / f"\u8eca{number}.png")
+    names = ["background", "\u8eca \u8f1b", "\U000f0000"]  # the last one is in no font: a private character
+    (tmp_path / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "unetfast", "shard", "--src", str(source), "--classes", str(tmp_path / "classes.txt"),
+         "--out", str(tmp_path / "shards")],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "unetfast", "inspect", str(tmp_path / "shards"), "--sheet", str(tmp_path / "sheet.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"LC_ALL": "C"})
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "no font here has all characters of a name, such as U+" in done.stderr
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
 def test_a_reader_that_goes_away_is_no_error(shards: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from unetfast.viz.sheet import SheetTile, draw_sheet
+from unetfast.viz.sheet import SheetTile, draw_page, draw_sheet
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)
 NAMES = ["ground", "roof", "pond"]
@@ -50,3 +51,23 @@ def test_wrong_arguments_raise() -> None:
     tile = make_tile(10, 10)
     with pytest.raises(ValueError, match="mask is"):
         draw_sheet([SheetTile(tile.image_HWC, tile.mask_HW[:5], "a")], PALETTE, NAMES, 255)
+
+
+def test_a_page_has_all_its_parts_whole() -> None:
+    sheet, left, right = (
+        Image.new("RGB", size, color) for size, color in (((300, 50), "red"), ((150, 40), "lime"), ((170, 90), "blue"))
+    )
+    page = draw_page("toy: 3 train, 1 val", sheet, [left, right])
+    assert page.width == 320
+    colors = {color: count for count, color in page.getcolors(1 << 20) or []}
+    assert colors[255, 0, 0] == 300 * 50
+    assert colors[0, 255, 0] == 150 * 40
+    assert colors[0, 0, 255] == 170 * 90
+    assert (np.asarray(page)[:40] < 100).any()  # the heading's letters
+    assert draw_page("alone", sheet, []).width == 300
+
+
+def test_a_caption_in_any_script_is_drawn() -> None:
+    tile = SheetTile(np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), np.uint8), "train 0 · \u732b.jpg")
+    spelled = SheetTile(tile.image_HWC, tile.mask_HW, "train 0 · <732B>.jpg")
+    assert draw_sheet([tile], PALETTE, NAMES, 255).size == draw_sheet([spelled], PALETTE, NAMES, 255).size

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from unetfast.config import build_config, preset_names, read_preset_tree
+from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest
 from unetfast.data.options import PackOptions
 from unetfast.data.packreport import build_class_lines, build_split_lines, format_classes, show
@@ -15,9 +19,10 @@ from unetfast.data.reader import ShardFolder, open_shards
 from unetfast.data.sources.base import SourceOptions
 from unetfast.data.verify import verify_shards
 from unetfast.errors import UserError
-from unetfast.viz.sheet import SheetTile, draw_sheet
+from unetfast.viz.sheet import SheetTile, draw_page, draw_sheet
 
 SHEET_SAMPLES = 12
+FIGURES_PX = (870, 590)  # widths of the two figures below a sheet; together as wide as its two columns, give or take
 
 
 @dataclass(slots=True)
@@ -29,6 +34,7 @@ class InspectReport:
         manifest: its manifest.
         verified: whether every byte was checked.
         problems: what is wrong; empty where nothing is, or nothing was verified.
+        warnings: what about the classes will stand in a training's way.
         sheet: the contact sheet that was written.
     """
 
@@ -36,6 +42,7 @@ class InspectReport:
     manifest: Manifest
     verified: bool = False
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     sheet: Path | None = None
 
 
@@ -47,12 +54,12 @@ def inspect_shards(
     console: Console | None = None,
     results: Console | None = None,
 ) -> InspectReport:
-    """Say what a shard folder holds; verify it; draw a contact sheet.
+    """Say what a shard folder holds, and which classes are rare or one-sided; verify it; draw a contact sheet.
 
     Args:
         folder: the shard folder.
         verify: read and decode everything, test every checksum.
-        sheet: PNG to write the contact sheet to.
+        sheet: PNG to write the contact sheet, with its figures of classes and sizes, to.
         console: for progress; None is silent.
         results: for the summary; None is stdout.
 
@@ -65,6 +72,9 @@ def inspect_shards(
     report = InspectReport(shards.path, shards.manifest)
     for line in describe_shards(shards):
         show(results, line)
+    report.warnings = advise_on_classes(shards.manifest)
+    for warning in report.warnings:
+        show(results, f"warning: {warning}")
     if verify:
         report.verified, report.problems = True, _verify(shards, console)
         for problem in report.problems:
@@ -74,7 +84,7 @@ def inspect_shards(
         show(results, f"verified: every byte, header and pixel of {num_samples:,} samples: {verdict}")
     if sheet is not None:
         report.sheet = write_sheet(shards, sheet)
-        show(results, f"sheet: {sheet}")
+        show(results, f"sheet: {sheet} (samples with masks and legend, shares of the classes, sizes of the samples)")
     return report
 
 
@@ -95,8 +105,13 @@ def describe_shards(shards: ShardFolder) -> list[str]:
     return lines
 
 
-def write_sheet(shards: ShardFolder, path: Path) -> Path:
-    """Write a contact sheet of up to 12 samples, taken evenly from all splits.
+def write_sheet(shards: ShardFolder, path: Path, *, num_samples: int = SHEET_SAMPLES) -> Path:
+    """Write a contact sheet of some samples, and below it the classes' shares and all sizes.
+
+    Args:
+        shards: the folder.
+        path: of the PNG.
+        num_samples: at most so many, taken evenly from all splits.
 
     Raises:
         UserError: the file is no PNG by its name, or cannot be written.
@@ -104,14 +119,48 @@ def write_sheet(shards: ShardFolder, path: Path) -> Path:
     if path.suffix.lower() != ".png":
         raise UserError(f"--sheet {path}: give a name that ends in .png")
     manifest = shards.manifest
-    tiles = [tile for name in manifest.splits for tile in _read_tiles(shards, name, SHEET_SAMPLES // len(manifest.splits))]
-    picture = draw_sheet(tiles, manifest.labels.palette, manifest.labels.names, manifest.ignore_index)
+    tiles = [
+        tile for name in manifest.splits for tile in _read_tiles(shards, name, max(1, num_samples // len(manifest.splits)))
+    ]
+    sheet = draw_sheet(tiles, manifest.labels.palette, manifest.labels.names, manifest.ignore_index)
+    counts = ", ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+    heading = f"{manifest.dataset}: {counts}, {format_classes(manifest.num_classes)}"
+    picture = draw_page(heading, sheet, _draw_figures(shards))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, "PNG")
     except OSError as error:
         raise UserError(f"--sheet {path}: cannot be written ({error.strerror or error}); choose another place") from None
     return path
+
+
+def find_training_size(dataset: str) -> tuple[tuple[int, int], str]:
+    """Find the training size, height and width in pixels, that a data set's preset has, and what to call it."""
+    name = dataset if dataset in preset_names() else "folder"
+    return build_config(read_preset_tree(name)).loader.size_hw, f"training size of preset {name}"
+
+
+def _draw_figures(shards: ShardFolder) -> list[Image.Image]:
+    """Draw the shares of the classes over all splits, and the sizes of all samples."""
+    from unetfast.viz.histogram import draw_class_histogram  # matplotlib's figures take a second to import
+    from unetfast.viz.scatter import draw_size_scatter
+
+    labels, splits = shards.manifest.labels, shards.manifest.splits.values()
+    histogram = draw_class_histogram(
+        labels.names,
+        [sum(counts) for counts in zip(*(split.class_pixels for split in splits), strict=True)],
+        [sum(counts) for counts in zip(*(split.class_images for split in splits), strict=True)],
+        labels.palette,
+        num_images=sum(split.samples for split in splits),
+        width_px=FIGURES_PX[0],
+    )
+    sizes_hw = {}
+    for name in shards.manifest.splits:
+        with shards.split(name) as reader:
+            sizes_hw[name] = np.stack([reader.rows["height"], reader.rows["width"]], axis=1).astype(np.int64)
+    training_hw, training_name = find_training_size(shards.manifest.dataset)
+    scatter = draw_size_scatter(sizes_hw, training_hw=training_hw, training_name=training_name, width_px=FIGURES_PX[1])
+    return [histogram, scatter]
 
 
 def _read_tiles(shards: ShardFolder, name: str, count: int) -> list[SheetTile]:

@@ -15,7 +15,8 @@ def inspect(
     shards: Annotated[Path, typer.Argument(metavar="FOLDER", help="Shard folder.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read and decode everything, test every checksum.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Write a contact sheet with masks and legend to this PNG.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Write samples, masks, legend and figures of classes and sizes to this PNG."),
     ] = None,
 ) -> None:
     """Say what a shard folder holds; verify it; draw a contact sheet."""

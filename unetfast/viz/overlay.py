@@ -88,8 +88,12 @@ def add_legend(
     class_names: Sequence[str],
     ignore_index: int,
     extra: Sequence[tuple[str, tuple[int, int, int]]] = (),
+    font_px: int | None = None,
 ) -> Image.Image:
-    """Put a legend of the classes that occur in `masks`, and of `extra` (name, colour) entries, below a picture."""
+    """Put a legend of the classes that occur in `masks`, and of `extra` (name, colour) entries, below a picture.
+
+    The text height is chosen by the picture's width unless `font_px` gives it.
+    """
     present = classes_in(*masks, num_classes=len(class_names))
     names = [class_names[class_id] for class_id in present]
     colors = [tuple(int(part) for part in palette_K3[class_id]) for class_id in present]
@@ -98,7 +102,7 @@ def add_legend(
         colors.append(IGNORED)
     names += [name for name, _ in extra]
     colors += [color for _, color in extra]
-    font_px = font_size_for(picture.width)
+    font_px = font_px or font_size_for(picture.width)
     width = max(picture.width, min_legend_width(names, font_px))
     legend = draw_legend(names, colors, width_px=width, font_px=font_px)
     page = Image.new("RGB", (width, picture.height + legend.height), PAPER)

@@ -1,4 +1,4 @@
-"""A contact sheet: some samples, each as it is and with its mask laid over, and one legend for all."""
+"""A contact sheet: some samples, each as it is and with its mask laid over, one legend for all, and figures below."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from unetfast.viz.palette import INK, PAPER, visible_palette
 
 _GAP_PX = 8
 _FONT_PX = 13
+_LEGEND_PX = 16
+_HEADING_PX = 20
 _MAX_ASPECT = 1.5  # height of a picture to the width of its place; taller ones are shown narrower
 
 
@@ -69,7 +71,31 @@ def draw_sheet(
         for place, tile in enumerate(row):
             sheet.paste(tile, (_GAP_PX + place * (tile.width + _GAP_PX), top))
         top += max(tile.height for tile in row) + _GAP_PX
-    return add_legend(sheet, [tile.mask_HW for tile in tiles], visible_palette(palette_K3), class_names, ignore_index)
+    masks = [tile.mask_HW for tile in tiles]
+    return add_legend(sheet, masks, visible_palette(palette_K3), class_names, ignore_index, font_px=_LEGEND_PX)
+
+
+def draw_page(heading: str, sheet: Image.Image, figures: Sequence[Image.Image]) -> Image.Image:
+    """Put a heading above a contact sheet, and figures below it, side by side.
+
+    Args:
+        heading: one line.
+        sheet: as `draw_sheet` draws it.
+        figures: any; the page is as wide as the sheet or as all of them together.
+    """
+    top = round(2.2 * _HEADING_PX)
+    width = max(sheet.width, sum(figure.width for figure in figures))
+    below = max((figure.height for figure in figures), default=0)
+    page = Image.new("RGB", (width, top + sheet.height + below), PAPER)
+    text, font = letter(heading, _HEADING_PX)
+    place = (_GAP_PX, top / 2)
+    ImageDraw.Draw(page).text(place, fit_text(text, font, width - 2 * _GAP_PX), fill=INK, font=font, anchor="lm")
+    page.paste(sheet, (0, top))
+    left = 0
+    for figure in figures:
+        page.paste(figure, (left, top + sheet.height))
+        left += figure.width
+    return page
 
 
 def _draw_tile(tile: SheetTile, palette_K3: np.ndarray, ignore_index: int, width_px: int) -> Image.Image:
