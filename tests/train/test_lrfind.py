@@ -189,3 +189,19 @@ def test_plain_words_where_there_is_no_suggestion(toy_shards: Path, tmp_path: Pa
 def test_a_bad_option_is_named(toy_shards: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_lr_find(toy_shards, **options)
+
+
+def test_batch_size_auto_is_settled_first(toy_shards: Path, make_config: MakeConfig, ear: Any) -> None:
+    config = make_config(loader={"batch_size": "auto"})
+    test = find_learning_rate(toy_shards, config, num_steps=20, first=1e-5, last=1e-2, console=ear.console)
+    assert "batch   auto: loader.batch_size = " in ear.heard
+    assert len(test.losses) == 20
+
+
+def test_several_processes_are_refused(toy_shards: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="lr-find works in one process"):
+        find_learning_rate(toy_shards, make_config())

@@ -11,6 +11,7 @@ import json as json_module
 import math
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -18,8 +19,10 @@ from rich.console import Console
 
 from unetfast.config import Config, EarlyStopConfig, EmaConfig
 from unetfast.device import resolve_device
+from unetfast.distributed import World, read_environment
 from unetfast.errors import UserError
 from unetfast.infer.show import build_bar
+from unetfast.train.autobatch import settle_batch_size
 from unetfast.train.lrjudge import RateTest, Smoother, Verdict, judge, span_of, to_json
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run
@@ -156,18 +159,24 @@ def find_learning_rate(
         The losses, up to the first that is not finite or `DIVERGED_FACTOR` times the least. Waits for the GPU in each step.
 
     Raises:
-        UserError: numbers out of range, or settings that do not fit shards or device.
+        UserError: numbers out of range, settings that do not fit shards or device, or several processes.
     """
     check_range(num_steps, first, last)
-    config = config_of_step(config, first)
+    if read_environment().size > 1:
+        raise UserError(
+            "lr-find works in one process, and the rate that it finds holds for a batch however many share it: no torchrun"
+        )
+    console = console or Console(quiet=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    # a run needs a folder's name; nothing is written into it
+    folder = RunFolder(Path("no-run-of-lr-find"))
+    config = settle_batch_size(shards, config_of_step(config, first), folder, None, World(), say)
     device = resolve_device(config.train.device)
     settings = numeric_settings(seed=config.train.seed, deterministic=config.train.deterministic, device=device)
-    # a run needs a folder's name; nothing is written into it
-    with settings, build_run(shards, config, RunFolder(Path("lr-find"))) as run:
+    with settings, build_run(shards, config, folder) as run:
         notes = take_initial_weights(run.model, run.config)
-        if console is not None:
-            for line in [*describe_run(run, shards)[:-1], *notes]:
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in [*describe_run(run, shards)[:-1], *notes]:
+            say(line)
         return sweep(run, RateTest(num_steps), first=first, last=last, console=console)
 
 
@@ -191,7 +200,7 @@ def config_of_step(config: Config, rate: float) -> Config:
     return config.model_copy(update={"schedule": schedule, "optimizer": optimizer, "ema": ema, "early_stop": early_stop})
 
 
-def sweep(run: Run, test: RateTest, *, first: float, last: float, console: Console | None) -> RateTest:
+def sweep(run: Run, test: RateTest, *, first: float, last: float, console: Console) -> RateTest:
     """Take the training's steps with a growing rate, and note their losses in `test`."""
     batch_size, base = run.config.loader.batch_size, run.config
     smoother, least = Smoother(span_of(test.num_steps)), math.inf
@@ -210,7 +219,6 @@ def sweep(run: Run, test: RateTest, *, first: float, last: float, console: Conso
             if not math.isfinite(loss) or test.smoothed[-1] > DIVERGED_FACTOR * least:
                 test.diverged = True
                 break
-    if console is not None:
-        for line in run.notices:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in run.notices:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return test
