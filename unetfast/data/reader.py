@@ -31,6 +31,9 @@ MAX_LOADED_INDEX = 256 << 20
 def open_shards(folder: Path) -> ShardFolder:
     """Open a packed shard folder.
 
+    Args:
+        folder: the folder that holds `manifest.json`.
+
     Raises:
         UserError: the folder or its manifest is missing or not valid.
     """
