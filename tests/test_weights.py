@@ -179,7 +179,7 @@ def test_a_missing_safetensors_is_one_clear_line(tmp_path: Path, monkeypatch: py
     pytest.importorskip("safetensors.torch").save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     model, config = _build()
-    with pytest.raises(UserError, match="pip install safetensors"):
+    with pytest.raises(UserError, match=r"needs safetensors: pip install 'unetfast\[backbones\]'$"):
         load_initial_weights(model, tmp_path / "a.safetensors", config)
 
 

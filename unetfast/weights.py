@@ -184,7 +184,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise UserError(f"{path}: reading it needs safetensors: pip install safetensors") from None
+        raise UserError(f"{path}: reading it needs safetensors: pip install 'unetfast[backbones]'") from None
     try:
         return load_file(path)
     except SafetensorError as error:

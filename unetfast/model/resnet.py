@@ -68,7 +68,7 @@ def _build_resnet(name: str) -> nn.Module:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"encoder = {name!r} needs the torchvision that belongs to this torch: pip install torchvision ({reason})"
+            f"encoder = {name!r} needs the torchvision of this torch: pip install 'unetfast[backbones]' ({reason})"
         ) from None
     build = cast(Callable[..., nn.Module], getattr(resnet, name))
     return build(weights=None)
