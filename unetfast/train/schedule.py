@@ -56,7 +56,7 @@ def _course(config: ScheduleConfig, step: int, length: int) -> float:
     if config.name == "cosine":
         return _half_cosine(1.0, config.min_factor, progress)
     if config.name == "poly":
-        return config.min_factor + (1 - config.min_factor) * (1 - progress) ** config.power
+        return config.min_factor + (1 - config.min_factor) * math.pow(1 - progress, config.power)
     if config.name == "one-cycle":
         # the last step of all is the one that reaches the end, and the peak falls on a step too: hence the - 1
         peak, last = max(0.0, config.one_cycle_peak * length - 1), max(1.0, length - 1.0)
