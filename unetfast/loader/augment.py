@@ -105,7 +105,7 @@ class Augmentation:
     @property
     def has_candidates(self) -> bool:
         """Whether masks have their crops still to choose."""
-        return self.candidates_yxyx.shape[1] > 0
+        return bool(self.candidates_yxyx.shape[1])
 
     def replace_crop(self, row: int, crop_yxyx: np.ndarray, target_hw: tuple[int, int]) -> None:
         """Give a row another crop box, in place; all else that was drawn for it stays.

@@ -95,8 +95,9 @@ def draw_class_histogram(
         _write(axes, (1, row), _PIXELS_AT_PX, _format(shares[k]))
         _write(axes, (1, row), _IMAGES_AT_PX, f"{class_images[k]:,}")
     _finish(axes, rows, is_log, num_absent=len(class_names) - len(order), num_images=num_images)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    canvas.draw()  # type: ignore[no-untyped-call]
+    rgba_HWC = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return Image.fromarray(rgba_HWC[..., :3].copy())
 
 
 def _write(axes: Axes, place: tuple[float, float], offset_px: float, text: str, **settings: Any) -> None:

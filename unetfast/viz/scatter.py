@@ -72,8 +72,9 @@ def draw_size_scatter(
     if training_hw is not None:
         _draw_training_size(axes, training_hw, training_name)
     _finish(axes, is_empty=not found)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    canvas.draw()  # type: ignore[no-untyped-call]
+    rgba_HWC = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return Image.fromarray(rgba_HWC[..., :3].copy())
 
 
 def _draw_training_size(axes: Axes, training_hw: tuple[int, int], name: str) -> None:
@@ -82,8 +83,7 @@ def _draw_training_size(axes: Axes, training_hw: tuple[int, int], name: str) -> 
         [width], [height], marker="x", s=90, linewidth=2.2, color="black", zorder=9, label=f"{name}: {width} x {height}"
     )
     start = (0, 0) if axes.get_xscale() == "linear" else (width / 10, height / 10)
-    line = {"color": "#888888", "linestyle": "--", "linewidth": 1.0, "zorder": 1}
-    axes.axline(start, (width, height), label="its aspect", **line)
+    axes.axline(start, (width, height), label="its aspect", color="#888888", linestyle="--", linewidth=1, zorder=1)
 
 
 def _describe(sizes_hw: np.ndarray, counts: np.ndarray) -> str:
