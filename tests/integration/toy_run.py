@@ -47,6 +47,7 @@ TREE: dict[str, dict[str, Any]] = {
         "plateau_factor": 0.5,
         "warmup_steps": 2,
     },
+    "ema": {"decay": 0.9},
     "checkpoint": {"every_steps": 2},
     "log": {"every_steps": 2, "tensorboard": False, "num_panels": 1, "num_saved_images": 0, "panels_every_epochs": 2},
 }
@@ -131,7 +132,7 @@ def run_process(shards: Path, out: Path, tree: dict[str, Any], *options: str, id
 def assert_same_state(one: Path, other: Path) -> None:
     """Compare two run folders' last.pt: step, weights, optimizer, schedule, random states, sums and place in the stream."""
     first, second = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
-    for part in ("step", "epoch", "weights", "optimizer", "schedule", "loader", "rng", "metrics", "best"):
+    for part in ("step", "epoch", "weights", "ema", "optimizer", "schedule", "loader", "rng", "metrics", "best"):
         assert_equal_trees(getattr(first, part), getattr(second, part), part)
     assert_equal_trees(first.progress["meter"], second.progress["meter"], "meter")
     assert numbers_of(one) == numbers_of(other)
