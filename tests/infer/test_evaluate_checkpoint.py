@@ -55,7 +55,13 @@ def test_json_is_one_object_on_stdout_and_all_else_is_on_stderr(
     )
     captured = capsys.readouterr()
     tree = json.loads(captured.out)
-    assert tree == {**evaluation.to_json(), "split": "val", "weights": "raw", "tta": "none"}
+    assert tree == {
+        **evaluation.to_json(),
+        **evaluation.scene_score.to_json(),
+        "split": "val",
+        "weights": "raw",
+        "tta": "none",
+    }
     assert "best.pt" in captured.err
 
 

@@ -28,6 +28,14 @@ def evaluate(
     tta: Annotated[
         Tta, typer.Option(help="Test-time augmentation: the mean over flipped or scaled copies; 2 to 12 times the work.")
     ] = Tta.none,
+    post: Annotated[
+        str,
+        typer.Option(metavar="STEPS", help="Score post-processing beside it, at stored size: crf,islands:64,holes:64."),
+    ] = "none",
+    submission: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write the masks as ADE20K's challenge takes them.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Also write a row for each class.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
@@ -43,6 +51,9 @@ def evaluate(
         device=device,
         weights=weights.value,
         tta=tta.value,
+        post=post,
+        submission=submission,
+        csv=csv,
         json=json,
         console=notes_console(),
     )

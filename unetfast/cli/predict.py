@@ -39,6 +39,12 @@ def predict(
     tta: Annotated[
         Tta, typer.Option(help="Test-time augmentation: the mean over flipped or scaled copies; 2 to 12 times the work.")
     ] = Tta.none,
+    post: Annotated[
+        str, typer.Option(metavar="STEPS", help="What to do to the masks, such as crf,islands:64,holes:64.")
+    ] = "none",
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Masks as ADE20K's challenge takes them: grey PNGs of 1..150, its names.")
+    ] = False,
     mask_npy: Annotated[
         MaskNpy, typer.Option(help="All masks of a folder's frames in one mask.npy; auto: for videos of CLEVR.")
     ] = MaskNpy.auto,
@@ -77,6 +83,8 @@ def predict(
         overlap=overlap,
         scale=scale,
         tta=tta.value,
+        post=post,
+        submission=submission,
         mask_npy=mask_npy.value,
         weights=weights.value,
         batch_size=batch_size,

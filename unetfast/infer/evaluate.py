@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from unetfast.data.reader import SplitReader
 from unetfast.device import AmpPolicy
 from unetfast.distributed import World
 from unetfast.infer.fullsize import iter_stripes
+from unetfast.infer.scene_score import SceneScore, score_scenes
 from unetfast.loader.batch import Batch, Loader
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.metrics import (
@@ -37,6 +38,9 @@ from unetfast.model.metrics import (
     image_scores,
 )
 from unetfast.viz.panels import Panel
+
+if TYPE_CHECKING:
+    from unetfast.infer.evaluate_post import PostScores
 
 SIZES = ("training", "source")
 
@@ -70,6 +74,7 @@ class Evaluation:
         confusion_KK: counts in pixels, int64, true classes in rows, on the host.
         notes: what the reader of the numbers should know beyond the traps of `metrics.warnings()`.
         images: scores of each image, in the order of the split; pixels counted at `size`.
+        post: scores of the same predictions after post-processing; None without any.
     """
 
     loss: float | None
@@ -80,6 +85,12 @@ class Evaluation:
     panels: list[Panel] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     images: ImageScores | None = None
+    post: PostScores | None = None
+
+    @property
+    def scene_score(self) -> SceneScore:
+        """(pixel accuracy + mean IoU) / 2, the score of ADE20K's challenge."""
+        return score_scenes(self.metrics)
 
     @property
     def warnings(self) -> list[str]:
@@ -104,6 +115,7 @@ class Evaluation:
             "size": self.size,
             "convention": CONVENTION,
             "warnings": self.warnings,
+            **({} if self.post is None else {"post": self.post.to_json(metrics)}),
         }
 
 
@@ -120,6 +132,7 @@ def evaluate(
     collect_panels: int = 0,
     static_batch_size: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    on_logits: Callable[[Tensor, int], None] | None = None,
     world: World | None = None,
 ) -> Evaluation:
     """Score a model on every sample that a validation loader yields.
@@ -146,6 +159,7 @@ def evaluate(
         static_batch_size: smaller batches are padded to this many images, so that a compiled model sees one shape; padding
             counts nowhere. 0 takes the size of the first batch.
         on_batch: told the number of images that this process has done, after each batch; for progress.
+        on_logits: given the logits (K, H, W) at training size and the sample id of each image, at size "source" alone.
         world: the processes that score the split together, each with its own part of every batch; all get the same result (but
             for `panels`, which are of the samples of each). All must call, with models of the same weights. None: this one
             alone.
@@ -189,6 +203,8 @@ def evaluate(
                 confusion_NKK = confusion_KK.new_zeros(num, num_classes, num_classes)
                 for place, sample_id in enumerate(batch.sample_ids.tolist()):
                     confusion_NKK[place] = _confusion_at_source(logits_NKHW[place], reader, sample_id, labels)
+                    if on_logits is not None:
+                        on_logits(logits_NKHW[place], sample_id)
             confusion_KK += confusion_NKK.sum(dim=0)
             scores.append((batch.sample_ids.copy(), image_scores(confusion_NKK)))
             for place in range(wanted):

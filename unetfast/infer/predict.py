@@ -29,9 +29,11 @@ from unetfast.infer.inputs import ImageInput, check_outputs, list_images
 from unetfast.infer.job import ImageError, Job, Post
 from unetfast.infer.load import load_model
 from unetfast.infer.outputs import choose_mask_format
+from unetfast.infer.postprocess import parse_post
 from unetfast.infer.prediction import Prediction
 from unetfast.infer.reading import Prepared, ReadAhead, ReadOptions, Unread
 from unetfast.infer.show import build_bar
+from unetfast.infer.submission import check_submission_names, choose_submission_format
 from unetfast.infer.tiling import Block
 from unetfast.infer.videos import MASK_NPY_CHOICES, VideoMasks, check_format, find_videos
 from unetfast.infer.window import Windows, parse_windows
@@ -87,7 +89,8 @@ def predict(
     scale: float = 1.0,
     tta: str = "none",
     mask_npy: str = "auto",
-    post: Post | None = None,
+    post: Post | str | None = None,
+    submission: bool = False,
     weights: str = "auto",
     batch_size: int = 8,
     device: str = "auto",
@@ -122,7 +125,9 @@ def predict(
         scale: windows are cut from the image resized by this factor; masks keep the image's own size.
         tta: test-time augmentation, one of "none", "flips", "scales", "flips+scales".
         mask_npy: "auto" writes mask.npy for a checkpoint of CLEVR and folders named as its videos, "on" for every folder.
-        post: refines the classes of each image from its pixels and probabilities; see `Job`.
+        post: refines the classes of each image from its pixels and probabilities: the text of `--post`, such as
+            "crf,islands:64", or a function; see `Job`.
+        submission: write masks as ADE20K's challenge takes them: grey PNGs of the values 1..150, under its names.
         weights: "raw", "ema" or "auto"; see `load_model`.
         batch_size: images, or windows of one image, a batch; of windows fewer where they would take too much memory.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -146,16 +151,19 @@ def predict(
     config = trained.checkpoint.config
     augmentation = parse_tta(tta, vertical=config.augment.vflip.prob > 0)
     windows = parse_windows(window, training_hw=config.loader.size_hw, overlap=overlap, scale=scale)
+    labels = trained.checkpoint.labels
+    if submission:
+        check_submission_names(image.name for image in images)
     job = Job(
         trained=trained,
         model=build_augmented(trained.model, augmentation),
         out=out,
-        mask_format=choose_mask_format(trained.checkpoint.labels),
+        mask_format=choose_submission_format(labels) if submission else choose_mask_format(labels),
         windows=windows,
         overlay=overlay,
         probs=probs,
         per_class=per_class,
-        post=post,
+        post=parse_post(post, labels.names) if isinstance(post, str) else post,
     )
     if console is not None:
         if windows is not None:
@@ -327,15 +335,14 @@ def _describe_windows(windows: Windows, config: Config) -> str:
     height, width = windows.size_hw
     seen_height, seen_width = (round(side / windows.scale) for side in windows.size_hw)
     line = f"window  {height}x{width}, overlap {windows.overlap:g}"
-    line += (
-        ", at the image's own resolution" if windows.scale == 1 else f", sees {seen_height}x{seen_width} pixels of the image"
-    )
+    whole = ", at the image's own resolution"
+    line += whole if windows.scale == 1 else f", sees {seen_height}x{seen_width} pixels of the image"
     if config.augment.crop.prob > 0:
         return line
     training_height, training_width = config.loader.size_hw
     return line + (
-        f"; the net was trained on whole images at {training_height}x{training_width}: "
-        "--scale brings things to the size that they had there"
+        f"\n        the net was trained on whole images resized to {training_height}x{training_width}; "
+        "--scale shows it things as large as there"
     )
 
 
