@@ -106,18 +106,19 @@ def take_initial_weights(model: Network, config: Config) -> list[str]:
     Raises:
         UserError: a file cannot be read or does not fit.
     """
+    reports = []
+    encoder_weights, init_checkpoint = config.model.encoder_weights, config.train.init_checkpoint
+    if encoder_weights:
+        reports.append((encoder_weights, load_encoder_weights(model, Path(encoder_weights), config.model.encoder)))
+    if init_checkpoint:
+        reports.append((init_checkpoint, load_initial_weights(model, Path(init_checkpoint), config.model)))
     notes = []
-    for name, load in (
-        (config.model.encoder_weights, lambda path: load_encoder_weights(model, path, config.model.encoder)),
-        (config.train.init_checkpoint, lambda path: load_initial_weights(model, path, config.model)),
-    ):
-        if name:
-            report = load(Path(name))
-            notes.append(f"weights {name} ({report.source}): {report.num_loaded} tensors taken over")
-            notes += [f"        left out: {line}" for line in report.left_out[:MAX_LINES]]
-            if len(report.left_out) > MAX_LINES:
-                notes.append(f"        left out: {len(report.left_out) - MAX_LINES} more")
-            notes += [f"        {line}" for line in report.notes]
+    for name, report in reports:
+        notes.append(f"weights {name} ({report.source}): {report.num_loaded} tensors taken over")
+        notes += [f"        left out: {line}" for line in report.left_out[:MAX_LINES]]
+        if len(report.left_out) > MAX_LINES:
+            notes.append(f"        left out: {len(report.left_out) - MAX_LINES} more")
+        notes += [f"        {line}" for line in report.notes]
     return notes
 
 
@@ -149,7 +150,7 @@ def _read_weights(path: Path, *, what: str) -> _Given:
         with path.open("rb") as file:
             start = file.read(9)
         is_safetensors = start[8:] == b"{"  # the length of a JSON text, then the text
-        tree = None if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        tree: Any = None if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
@@ -170,8 +171,10 @@ def _read_weights(path: Path, *, what: str) -> _Given:
     if not isinstance(entries, Mapping) or not any(isinstance(value, Tensor) for value in entries.values()):
         raise UserError(f"{path}: there are no weights in it; give {what}")
     # DataParallel puts "module." before every name, torch.compile "_orig_mod."
-    tensors = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in entries.items() if _is_tensor(value)}
-    others = {name: value for name, value in entries.items() if not _is_tensor(value)}
+    tensors = {
+        re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in entries.items() if _is_tensor(value)
+    }
+    others = {str(name): value for name, value in entries.items() if not _is_tensor(value)}
     return _Given(f"a state_dict (its {wrapper})" if wrapper else "a state_dict", tensors, others)
 
 
@@ -332,4 +335,4 @@ def _name_resnet(tensors: Mapping[str, Tensor]) -> str:
     blocks = [sum(f"layer{stage}.{number}.conv1.weight" in tensors for number in range(99)) for stage in range(1, 5)]
     bottleneck = "layer1.0.conv3.weight" in tensors
     known = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34", (3, 4, 6, 3, True): "resnet50"}
-    return known.get((*blocks, bottleneck), "")
+    return known.get((blocks[0], blocks[1], blocks[2], blocks[3], bottleneck), "")

@@ -87,7 +87,7 @@ def test_the_title_says_which_stages_are_taken() -> None:
 
 
 def test_a_missing_torchvision_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models.resnet", None)
     with pytest.raises(
         ValueError,
         match=r"encoder = 'resnet18' needs the torchvision of this torch: pip install 'unetfast\[backbones\]' \(.+\)$",

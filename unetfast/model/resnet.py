@@ -6,8 +6,9 @@ the user gives.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -35,14 +36,16 @@ class ResNetEncoder(nn.Module):
             raise ValueError(f"depth = {depth}: {name} has {STAGES} down-samplings, so depth must be from 1 to {STAGES}")
         net = _build_resnet(name)
         self.depth = depth
-        self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
+        self.conv1: nn.Module = net.conv1
+        self.bn1: nn.Module = net.bn1
+        self.relu: nn.Module = net.relu
         channels = [net.conv1.out_channels]
         for stage in range(1, depth):
             if stage == 1:
-                self.maxpool = net.maxpool
+                self.maxpool: nn.Module = net.maxpool
             layer = cast(nn.Sequential, getattr(net, f"layer{stage}"))
             self.add_module(f"layer{stage}", layer)
-            last = layer[-1]
+            last: Any = layer[-1]
             channels.append((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)
         self.dropout = nn.Dropout2d(dropout) if dropout > 0 else nn.Identity()
         self.channels = channels  # of each stage, finest first
@@ -60,15 +63,15 @@ class ResNetEncoder(nn.Module):
         return results
 
 
-def _build_resnet(name: str) -> nn.Module:
+def _build_resnet(name: str) -> Any:
     if name not in RESNETS:
         raise ValueError(f"encoder = {name!r}: must be one of plain, {', '.join(RESNETS)}")
     try:
-        from torchvision.models import resnet
+        resnet = importlib.import_module("torchvision.models.resnet")
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"encoder = {name!r} needs the torchvision of this torch: pip install 'unetfast[backbones]' ({reason})"
         ) from None
-    build = cast(Callable[..., nn.Module], getattr(resnet, name))
+    build: Callable[..., nn.Module] = getattr(resnet, name)
     return build(weights=None)
