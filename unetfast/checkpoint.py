@@ -74,7 +74,6 @@ class Checkpoint:
         schedule: plateau state, numbers alone.
         scaler: the `GradScaler`'s `state_dict`; empty without fp16.
         loader: the training loader's `state_dict`: the place in the sample stream.
-        ema: moving average of the weights, a `state_dict` like `weights`; empty without one.
         rng: one entry a rank: random states of torch, CUDA, numpy and Python as tensors and integers.
         progress: what has been summed up inside the unfinished epoch: losses, confusion matrix, rows of metrics written.
         metrics: of the last validation pass; numbers and None, empty before the first.
