@@ -18,6 +18,8 @@ COMMAND_FILES = (
     "evaluate",
     "predict",
     "export",
+    "report",
+    "compare",
     "demo",
     "doctor",
 )

@@ -7,6 +7,7 @@ that neither asks for shards, checkpoints or torch.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from unetfast.checkpoint import write_whole
 from unetfast.infer.evaluate import Evaluation
 from unetfast.loader.build import choose_backend
 from unetfast.train.display import Display
+from unetfast.train.history import write_report
 from unetfast.train.log import MetricsLog
 from unetfast.train.progress import write_progress
 from unetfast.train.run import Run
@@ -139,6 +141,8 @@ def finish_record(run: Run, log: MetricsLog, display: Display, stopped: str) -> 
         write_progress(run.folder, run.labels.palette, max_epoch=run.epoch, is_inside=run.epoch_in_work > run.epoch)
     if run.config.log.report:
         draw_samples(run)
+        write_report(run.folder.path, run.folder.report)
+        display.say(f"report  {run.folder.report}")
 
 
 def _facts_of_split(split: Any) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def _now() -> str:
 
 
 def _rounded(value: float) -> float | None:
-    return round(value, 5) if value == value else None  # NaN is no JSON
+    return None if math.isnan(value) else round(value, 5)
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -12,13 +12,13 @@ from unetfast.checkpoint import write_whole
 from unetfast.data.reader import SplitReader
 from unetfast.infer.load import TrainedModel, load_model
 from unetfast.loader.pixels import resize_box
+from unetfast.train.history import SAMPLES_NAME
 from unetfast.train.pictures import draw_page
 from unetfast.train.run import Run
 from unetfast.train.runfolder import save_picture
 from unetfast.viz.panels import Panel
 
 NUM_EACH = 6  # worst samples, and best ones
-SAMPLES_NAME = "samples.json"
 
 
 def draw_samples(run: Run) -> None:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-Row = dict[str, Any]
+from unetfast.viz.series import Row, collect, running_mean
+
 SMOOTHED_POINTS = 60  # above this many, single training losses are drawn faint, with a running mean over them
 
 TRAIN: dict[str, Any] = {"color": "#1b4f8f", "linestyle": "-"}
@@ -50,12 +51,6 @@ def draw_curves(rows: Sequence[Row], *, title: str = "") -> Image.Image:
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     return Image.open(buffer).convert("RGB")
-
-
-def collect(rows: Sequence[Row], kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps (int64) and values (float64, NaN where undefined) of one curve."""
-    found = [(row["step"], np.nan if row.get(key) is None else row[key]) for row in rows if row["kind"] == kind]
-    return np.array([step for step, _ in found], dtype=np.int64), np.array([value for _, value in found], dtype=np.float64)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
@@ -108,20 +103,3 @@ def _finish(axes: Axes, rows: Sequence[Row]) -> None:
         axes.legend(frameon=False, fontsize=9)
     if not rows:
         axes.text(0.5, 0.5, "no rows yet", ha="center", va="center", transform=axes.transAxes)
-
-
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the mean over a centred window, shorter at the ends; NaNs are left out of it.
-
-    Args:
-        values: float64, (n,).
-        window: half-width in points is `window // 2`.
-    """
-    half = max(1, window // 2)
-    valid = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(valid, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(valid)])
-    place = np.arange(len(values))
-    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
-    num = counts[high] - counts[low]
-    return np.where(num > 0, (sums[high] - sums[low]) / np.maximum(num, 1), np.nan)

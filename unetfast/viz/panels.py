@@ -15,6 +15,7 @@ from unetfast.viz.palette import IGNORED, INK, PAPER, WRONG, colorize
 
 MIN_TILE_PX = 200  # smaller pictures are enlarged by a whole factor, without smoothing
 MAX_TILE_PX = 640  # larger ones are reduced
+_RIM = (190, 190, 196)  # around each picture: a white mask on white paper would not show
 TITLES = ("image", "truth", "prediction", "error")
 
 
@@ -110,6 +111,7 @@ def _draw_row(panel: Panel, palette_K3: np.ndarray, ignore_index: int, *, first:
         left = gap + place * (width + gap)
         if first:
             write(title, left, line / 2, width)
+        pen.rectangle((left - 1, top - 1, left + width, top + height), outline=_RIM)
         row.paste(tile, (left, top))
     return row
 
