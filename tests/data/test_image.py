@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import warnings
 import zlib
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from unetfast.data.image import LoadedImage, load_image
+from unetfast.data import image as image_module
+from unetfast.data.image import LoadedImage, TooLargeError, load_image
+from unetfast.data.pillow_limit import pillow_allows
 from unetfast.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -248,6 +251,80 @@ def test_limit_is_the_callers_and_pillows_own_is_left_alone():
     assert load_image(encode(RGB, "PNG"), file="a.png", max_pixels=204).rgb_HWC.shape == (12, 17, 3)
     assert before == Image.MAX_IMAGE_PIXELS
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_picture_that_is_too_large_says_how_large():
+    with pytest.raises(TooLargeError) as caught:
+        load_image(encode(RGB, "PNG"), file="a.png", max_pixels=200)
+    assert caught.value.num_pixels == 17 * 12
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.file, again.reason, again.num_pixels) == ("a.png", caught.value.reason, 17 * 12)
+
+
+def test_a_raised_limit_reaches_the_plugins_that_have_their_own(monkeypatch):
+    """As if the picture were larger than all limits: GIF and TIFF also ask Pillow, for whom one number holds in the process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    monkeypatch.setattr(image_module, "DEFAULT_MAX_PIXELS", 100)
+    for fmt in ("GIF", "TIFF", "PNG", "JPEG"):
+        with pytest.raises(TooLargeError):
+            load_image(encode(RGB, fmt), file="a", max_pixels=100)
+        assert load_image(encode(RGB, fmt), file="a", max_pixels=204).rgb_HWC.shape == (12, 17, 3)
+        with pytest.raises(TooLargeError, match="17x12 pixels, the limit is 203 pixels"):
+            load_image(encode(RGB, fmt), file="a", max_pixels=203)
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
+def test_limits_of_several_threads_do_not_disturb_each_other(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pillow_allows(100):
+        with pillow_allows(300):
+            assert Image.MAX_IMAGE_PIXELS == 300
+        assert Image.MAX_IMAGE_PIXELS == 100
+        with pillow_allows(0):
+            assert Image.MAX_IMAGE_PIXELS == 100
+    assert Image.MAX_IMAGE_PIXELS == 50
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pillow_allows(100):
+        assert Image.MAX_IMAGE_PIXELS is None, "a program that has switched the limit off keeps it off"
+
+
+def test_a_path_is_read_and_the_header_told_before_memory_is_taken(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(RGB, "PNG"))
+    told = []
+    np.testing.assert_array_equal(load_image(path, file="a.png", on_header=told.append).rgb_HWC, RGB)
+    assert told == [17 * 12]
+    path.write_bytes(b"no image")
+    with pytest.raises(BadSampleError):
+        load_image(path, file="a.png", on_header=told.append)
+    assert told == [17 * 12]
+    with pytest.raises(FileNotFoundError):
+        load_image(tmp_path / "gone.png", file="gone.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "I;16", "CMYK"])
+def test_pixels_do_not_depend_on_the_bands_in_which_they_are_taken(mode, monkeypatch):
+    picture = Image.fromarray(smooth(60, 40))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    else:
+        picture = picture.convert(mode)
+    data = encode(picture, "TIFF")
+    whole_HWC = load_image(data, file="a").rgb_HWC
+    monkeypatch.setattr(image_module, "_BAND_BYTES", 4 * 40 * 7)
+    np.testing.assert_array_equal(load_image(data, file="a").rgb_HWC, whole_HWC)
+    expected = np.asarray(picture) >> 8 if mode == "I;16" else np.asarray(picture.convert("RGBA" if mode == "LA" else "RGB"))
+    np.testing.assert_array_equal(whole_HWC, np.repeat(expected[:, :, None], 3, 2) if mode == "I;16" else expected[:, :, :3])
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_pixels_are_turned_as_pillow_turns_them(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(smooth(30, 50)), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(load_image(data, file="a.png", exif="apply").rgb_HWC, expected)
 
 
 def test_large_images_below_the_limit_bring_no_warning(monkeypatch):

@@ -44,7 +44,12 @@ def save_model_at() -> Callable[..., Path]:
 
 
 def save_random_model(
-    path: Path, labels: LabelTable = CAR_LABELS, *, size_hw: tuple[int, int] = (32, 48), **sections: dict[str, object]
+    path: Path,
+    labels: LabelTable = CAR_LABELS,
+    *,
+    size_hw: tuple[int, int] = (32, 48),
+    dataset: str = "folder",
+    **sections: dict[str, object],
 ) -> Path:
     tree = {"model": {"base_channels": 4, "depth": 2}, "loader": {"size_hw": list(size_hw), "batch_size": 4}}
     config = build_config({**tree, "train": {"amp": "off"}, **sections})
@@ -57,7 +62,7 @@ def save_random_model(
         epoch=2,
         config=config,
         labels=labels,
-        dataset="folder",
+        dataset=dataset,
         manifest_digest="0" * 16,
         mean=mean,
         std=std,

@@ -62,6 +62,48 @@ def test_a_link_that_leads_back_up_is_not_followed(tmp_path: Path) -> None:
     assert names(list_images([tmp_path / "in"], tmp_path / "out")) == ["a"]
 
 
+def test_a_pattern_keeps_the_tree_below_its_fixed_part(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    touch(photos / "a.jpg", photos / "deep" / "er" / "b.jpg", photos / "deep" / "c.png", photos / "deep" / "d.txt")
+    touch(photos / ".hidden" / "e.jpg", photos / ".f.jpg")
+    assert names(list_images([photos / "**" / "*.jpg"], tmp_path / "out")) == ["a", "deep/er/b"]
+    assert names(list_images([photos / "deep" / "*"], tmp_path / "out")) == ["c", "er/b"], "a folder that matches is read"
+    assert names(list_images([photos / "*" / "?.png"], tmp_path / "out")) == ["deep/c"]
+    assert names(list_images([photos / "[ab].jpg"], tmp_path / "out")) == ["a"]
+
+
+def test_a_relative_pattern_starts_at_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "x" / "a.jpg", tmp_path / "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert names(list_images([Path("**/*.jpg")], Path("out"))) == ["b", "x/a"]
+
+
+def test_several_patterns_stand_under_the_names_of_their_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.jpg", tmp_path / "y" / "b.png")
+    assert names(list_images([tmp_path / "x" / "*.jpg", tmp_path / "y"], tmp_path / "out")) == ["x/a", "y/a", "y/b"]
+    found = names(list_images([tmp_path / "y" / "*.jpg", tmp_path / "y" / "*.png"], tmp_path / "out"))
+    assert found == ["a", "b"], "two patterns in one folder"
+
+
+def test_results_of_a_former_run_match_no_pattern(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "pred" / "a.png")
+    assert names(list_images([tmp_path / "**" / "*.png"], tmp_path / "pred")) == ["a"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    touch(tmp_path / "photo[1].jpg", tmp_path / "photo1.jpg")
+    assert names(list_images([tmp_path / "photo[1].jpg"], tmp_path / "out")) == ["photo[1]"]
+
+
+def test_a_pattern_without_images_is_one_clear_line(tmp_path: Path) -> None:
+    touch(tmp_path / "photos" / "a.txt")
+    with pytest.raises(UserError, match=r"photos/\*\*/\*\.jpg: the pattern matches nothing; ") as caught:
+        list_images([tmp_path / "photos" / "**" / "*.jpg"], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no image among the 1 files and folders that it matches"):
+        list_images([tmp_path / "photos" / "*"], tmp_path / "out")
+
+
 def test_messages(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image given"):

@@ -52,7 +52,7 @@ def list_images(inputs: Sequence[Path], out: Path) -> list[ImageInput]:
         if path in patterns or path.is_dir():
             root = patterns.get(path, path)
             base = Path(root.resolve().name) if len(roots) > 1 else Path()
-            for image in _images_of_pattern(path, out) if path in patterns else _images_in(path, out):
+            for image in _images_of_pattern(path, root, out) if path in patterns else _images_in(path, out):
                 found.setdefault(image.resolve(), (image, base / image.relative_to(root)))
         elif path.exists():
             found.setdefault(path.resolve(), (path, Path(path.name)))
@@ -96,13 +96,14 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*pattern.parts[: next(place for place, part in enumerate(pattern.parts) if glob.has_magic(part))])
 
 
-def _images_of_pattern(pattern: Path, out: Path) -> list[Path]:
+def _images_of_pattern(pattern: Path, root: Path, out: Path) -> list[Path]:
     matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207  # Path.glob takes hidden files along
+    results = out.resolve() if root.resolve() in out.resolve().parents else None  # those of a former run are no input
     images: dict[Path, None] = {}
     for path in matches:
         if path.is_dir() and not path.is_symlink():
             images |= dict.fromkeys(_iter_images(path, out))
-        elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and out.resolve() not in path.resolve().parents:
+        elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and results not in path.resolve().parents:
             images[path] = None
     if not images:
         found = (
