@@ -44,9 +44,8 @@ def draw_progress_gif(pictures: Sequence[tuple[str, Image.Image]], palette_K3: n
     shown = [(title, _reduce(picture, scale)) for title, picture in chosen]
     size = max(picture.width for _, picture in shown), max(picture.height for _, picture in shown)
     frames = [_draw_frame(title, picture, size, (place, len(shown))) for place, (title, picture) in enumerate(shown)]
-    palette = _choose_palette(frames, palette_K3)
-    # no dithering: it would make noise of flat masks
-    flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    palette, num_reserved = _choose_palette(frames, palette_K3)
+    flat = [_quantize(frame, palette, num_reserved) for frame in frames]
     durations = [FRAME_MS] * (len(flat) - 1) + [LAST_MS]
     buffer = io.BytesIO()
     flat[0].save(
@@ -82,15 +81,39 @@ def _draw_frame(title: str, picture: Image.Image, size: tuple[int, int], place: 
     return frame
 
 
-def _choose_palette(frames: Sequence[Image.Image], palette_K3: np.ndarray) -> Image.Image:
-    """Build a palette image: reserved colours first, the rest from the pixels of all frames."""
+def _quantize(frame: Image.Image, palette: Image.Image, num_reserved: int) -> Image.Image:
+    """Give each pixel a colour of the palette: a reserved one to all that have it exactly, to the others one that is near."""
+    # no dithering: it would make noise of flat masks
+    flat = frame.quantize(palette=palette, dither=Image.Dither.NONE)
+    index_HW = np.array(flat)
+    reserved_C = _as_numbers(np.array((palette.getpalette() or [])[: 3 * num_reserved], dtype=np.uint8).reshape(-1, 3))
+    number_HW = _as_numbers(np.asarray(frame))
+    order = np.argsort(reserved_C)
+    place_HW = np.clip(np.searchsorted(reserved_C, number_HW, sorter=order), 0, num_reserved - 1)
+    exact_HW = order[place_HW]
+    is_exact_HW = reserved_C[exact_HW] == number_HW
+    index_HW[is_exact_HW] = exact_HW[is_exact_HW]
+    fixed = Image.fromarray(index_HW, mode="P")
+    fixed.putpalette(palette.getpalette() or [])
+    return fixed
+
+
+def _as_numbers(rgb: np.ndarray) -> np.ndarray:
+    """Turn colours, uint8, (..., 3), into one number each."""
+    wide = rgb.astype(np.int64)
+    number: np.ndarray = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    return number
+
+
+def _choose_palette(frames: Sequence[Image.Image], palette_K3: np.ndarray) -> tuple[Image.Image, int]:
+    """Build a palette image, and count its reserved colours, which stand first; the others are from the pixels of all frames."""
     reserved = [tuple(color) for color in (PAPER, INK, WRONG, IGNORED, _BAR_RGB)]
     seen = set(reserved)
     every = max(1, sum(frame.width * frame.height for frame in frames) // _SAMPLE_PX)
     pixels_P3 = np.concatenate([np.asarray(frame).reshape(-1, 3)[::every] for frame in frames])
-    used = {tuple(color) for color in np.unique(pixels_P3, axis=0).tolist()}
-    for color in palette_K3.tolist():
-        if tuple(color) in used and tuple(color) not in seen and len(reserved) < _MAX_RESERVED:
+    used = set().union(*(np.unique(_as_numbers(np.asarray(frame))).tolist() for frame in frames))
+    for color, number in zip(palette_K3.tolist(), _as_numbers(palette_K3).tolist(), strict=True):
+        if number in used and tuple(color) not in seen and len(reserved) < _MAX_RESERVED:
             reserved.append(tuple(color))
             seen.add(tuple(color))
     side = int(np.ceil(np.sqrt(len(pixels_P3))))
@@ -101,4 +124,4 @@ def _choose_palette(frames: Sequence[Image.Image], palette_K3: np.ndarray) -> Im
     values += [0] * (3 * _NUM_COLORS - len(values))
     palette = Image.new("P", (1, 1))
     palette.putpalette(values)
-    return palette
+    return palette, len(reserved)
