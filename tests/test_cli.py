@@ -56,7 +56,7 @@ def test_help_names_what_options_take(capsys: pytest.CaptureFixture[str]) -> Non
         (["frobnicate"], "frobnicate", "unetfast --help"),
         (["--frobnicate"], "--frobnicate", "unetfast --help"),
         (["train", "--shards", "a", "--frobnicate"], "--frobnicate", "unetfast train --help"),
-        (["train"], "--shards", "unetfast train --help"),
+        (["eval"], "--shards", "unetfast eval --help"),
         (["shard", "--src", "a", "--workers", "many"], "--workers", "unetfast shard --help"),
     ],
 )
