@@ -153,7 +153,10 @@ def _list_settings(manifest: Manifest, imbalance: Imbalance, config: Config | No
     settings += [
         ("--set loader.sampler=balanced", f"images with rare classes come up more often; {rarest}"),
         ("--set loss.dice=1", "each class counts once, whatever its size"),
-        (f"{crop}--set augment.max_class_share=0.75", f"crops that one class fills are drawn anew; {filled}"),
+        (
+            f"{crop}--set augment.max_class_share=0.75",
+            f"crops that one class fills are drawn anew, and the smaller they are, the better; {filled}",
+        ),
     ]
     width = max(len(setting) for setting, _ in settings)
     unless = ", where the config does not do it already" if config is None else ""
