@@ -20,7 +20,7 @@ CLAIMS = tomllib.loads((ROOT / "docs" / "claims.toml").read_text(encoding="utf-8
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 IDS = [f"{claim['system']}: {claim['row'][:50]}" for claim in CLAIMS]
 # how many rows each project has: a claim that is taken away is missed
-NUM_CLAIMS = {"R0 CLEVR": 6, "R1 Carvana": 6, "R2 Carvana, JSON": 7, "R3 ADE20K": 11, "R4 generic": 5}
+NUM_CLAIMS = {"R0 CLEVR": 7, "R1 Carvana": 6, "R2 Carvana, JSON": 7, "R3 ADE20K": 11, "R4 generic": 5}
 
 
 def table_rows() -> list[tuple[str, str, str]]:
@@ -83,4 +83,4 @@ def test_each_claim_has_a_test_that_exists(claim: dict[str, Any]) -> None:
     found = [node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
     tests = [entry for entry in found if entry.startswith("test_")]
     assert tests, f"{name} holds no test"
-    assert function in ("", *tests), f"{name} has no {function}"
+    assert function in tests, f"{name} has no {function}"
