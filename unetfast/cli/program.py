@@ -96,6 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a `UserError` becomes one message on stderr and exit code 2."""
     # read once, when torch is first imported: OpenMP threads that wait must not spin against the loader's threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if is_one_of_several():  # what torch's C++ says of a lost process fills the screen; who is lost is said by us
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # what Pillow warns of is either harmless or an error of ours that names the file
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:

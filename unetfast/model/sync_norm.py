@@ -26,7 +26,7 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [axis for axis in range(input_NC.ndim) if axis != 1]
         num_channels = input_NC.shape[1]
-        var_C, mean_C = torch.var_mean(input_NC.float(), dim=axes, correction=0)
+        var_C, mean_C = torch.var_mean(_widen(input_NC), dim=axes, correction=0)
         count = torch.full_like(mean_C[:1], input_NC.numel() // num_channels)
         # the parts of all processes, put together as in Chan et al. 1979: sums of squares would cancel
         part = torch.cat([mean_C, var_C, count])
@@ -50,8 +50,8 @@ class _Normalize(torch.autograd.Function):
         input_NC, weight_C, mean_C, inverse_std_C, total = ctx.saved_tensors
         axes = [axis for axis in range(input_NC.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(input_NC.ndim)]
-        grad_NC = grads[0].float()
-        normal_NC = (input_NC.float() - mean_C.view(shape)) * inverse_std_C.view(shape)
+        grad_NC = _widen(grads[0])
+        normal_NC = (_widen(input_NC) - mean_C.view(shape)) * inverse_std_C.view(shape)
         sum_grad_C, sum_product_C = grad_NC.sum(dim=axes), (grad_NC * normal_NC).sum(dim=axes)
         sums = torch.cat([sum_grad_C, sum_product_C])
         dist.all_reduce(sums)
@@ -63,11 +63,16 @@ class _Normalize(torch.autograd.Function):
         return grad_input_NC.to(input_NC.dtype), grad_weight_C, grad_bias_C, None
 
 
+def _widen(tensor: Tensor) -> Tensor:
+    """Return float32, or float64 where it is that already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class SyncBatchNorm(_BatchNorm):
     """`nn.BatchNorm2d` (or 1d, 3d) whose statistics in training are those of the batches of all processes.
 
     Parameters, buffers, their names and the values in evaluation are those of nn.BatchNorm. Two small collectives a layer, one
-    forward and one backward; computed in float32.
+    forward and one backward; statistics are computed in float32 at least.
     """
 
     is_synchronized = True  # its running statistics are the same in every process
