@@ -105,7 +105,7 @@ def resolve_run(
     initial = resolved.train.init_checkpoint
     if initial and not resume and not Path(initial).is_file():
         raise UserError(
-            f"{where}: train.init_checkpoint = {initial}: no such checkpoint; name one with --set train.init_checkpoint=FILE, or "
+            f"{where}: train.init_checkpoint = {initial}: no such checkpoint; name one by --set train.init_checkpoint=FILE, or "
             "begin with random weights: --set train.init_checkpoint="
         )
     if console is not None:
