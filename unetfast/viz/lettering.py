@@ -60,9 +60,10 @@ def fit_text(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
     text = _spell(_flatten(text), str(font.path))
     if font.getlength(text) <= width_px:
         return text
-    while text and font.getlength(text + "…") > width_px:
+    ellipsis = "…" if ord("…") in _codes_of(str(font.path)) else "..."
+    while text and font.getlength(text + ellipsis) > width_px:
         text = text[:-1]
-    return text.rstrip() + "…"
+    return text.rstrip() + ellipsis
 
 
 def _flatten(text: str) -> str:
