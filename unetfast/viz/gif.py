@@ -106,7 +106,7 @@ def _as_numbers(rgb: np.ndarray) -> np.ndarray:
 
 
 def _choose_palette(frames: Sequence[Image.Image], palette_K3: np.ndarray) -> tuple[Image.Image, int]:
-    """Build a palette image, and count its reserved colours, which stand first; the others are from the pixels of all frames."""
+    """Build a palette image and count its reserved colours, which stand first; the others are from the pixels of all frames."""
     reserved = [tuple(color) for color in (PAPER, INK, WRONG, IGNORED, _BAR_RGB)]
     seen = set(reserved)
     every = max(1, sum(frame.width * frame.height for frame in frames) // _SAMPLE_PX)
