@@ -47,6 +47,7 @@ MAY_CHANGE = (
         "train.init_checkpoint",
         "model.encoder_weights",
         "train.accumulation",
+        "train.sync_batch_norm",  # the number of processes may change, and with it what this does
         "train.max_bad_steps",
         "train.on_out_of_memory",
         "early_stop.",
