@@ -178,8 +178,7 @@ class Probe:
         return above.used_bytes + max(0.0, per_image) * (num_images - above.num_images)
 
     def _measure(self, num_images: int) -> Trial:
-        changes = {"train": {"accumulation": 1, "compile": "off"}, "loader": {"batch_size": num_images}}
-        config = _change(self._config, changes)
+        config = _change(self._config, {"train": {"accumulation": 1, "compile": "off"}, "loader": {"batch_size": num_images}})
         with build_run(self._shards, config, self._folder) as run:
             peak = PeakMemory()
             peak.start()
@@ -230,10 +229,11 @@ def settle_batch_size(
     """
     if config.loader.batch_size != AUTO_BATCH_SIZE:
         return config
-    if former is None and folder.config.is_file():
+    if former is None and world.is_main and folder.config.is_file():  # a run that was killed before its first checkpoint
         former = build_config(read_config_tree(folder.config), where=str(folder.config))
-    if former is not None and former.loader.batch_size != AUTO_BATCH_SIZE:
-        return _change(config, {"loader": {"batch_size": former.loader.batch_size}})
+    known = world.broadcast(AUTO_BATCH_SIZE if former is None else former.loader.batch_size)
+    if known != AUTO_BATCH_SIZE:
+        return _change(config, {"loader": {"batch_size": known}})
     device = choose_device(config.train.device, world)
     split = read_manifest(shards).splits.get("train")
     most = max(1, (split.samples if split else 0) // (config.train.accumulation * world.size))

@@ -28,7 +28,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         self._model = model
         self._config = config
-        self._weights = list(model.parameters())  # each once, also where two layers share it
+        self._weights: list[Tensor] = list(model.parameters())  # each once, also where two layers share it
         self._averages = [weight.detach().clone() for weight in self._weights]
         device = self._weights[0].device
         self._flat_factors: dict[torch.dtype, Tensor] = {}

@@ -169,7 +169,7 @@ class RunningStatistics:
         for dtype, buffers in self._buffers.items():
             saved = self._saved[dtype]
             flat = saved if wanted is None else torch.where(wanted, saved, _flatten(buffers))
-            parts = flat.split([buffer.numel() for buffer in buffers])
+            parts = torch.split(flat, [buffer.numel() for buffer in buffers])
             torch._foreach_copy_(buffers, [part.view(buffer.shape) for part, buffer in zip(parts, buffers, strict=True)])
 
 

@@ -87,7 +87,7 @@ def compute_gradients(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
             with run.amp.autocast(run.device):
                 outputs = run.network(image_NCHW)
             loss = supervised_loss(run.loss, outputs, mask_NHW, run.config.model.deep_supervision) / num_parts
-            run.scaler.scale(loss).backward()
+            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         step_loss += loss.detach()
         confusion_KK += confusion_matrix(
             full_size(outputs).detach().max(dim=1).indices,  # argmax gives the same, and is slower on a CPU
