@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Prediction:
 
     def __init__(self, size_hw: tuple[int, int], num_classes: int, *, folder: Path, memory_bytes: int = MEMORY_BYTES) -> None:
         self.size_hw = size_hw
-        self.dtype: np.dtype[np.uint8] | np.dtype[np.uint16] = np.dtype(np.uint8 if num_classes <= 256 else np.uint16)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8 if num_classes <= 256 else np.uint16)
         self._folder = folder
         self._array_HW: np.ndarray | None = None
         self._file: IO[bytes] | None = None
