@@ -118,7 +118,7 @@ def _make_graph(
     trained: TrainedModel, metadata: dict[str, str], *, kind: str, opset: int, size_hw: tuple[int, int], checkpoint: Path
 ) -> tuple[bytes, ExportReport]:
     # for the file float32 and rows of pixels, whatever the run took: other programs know neither autocast nor channels_last
-    model = trained.model.to(dtype=torch.float32, memory_format=torch.contiguous_format)
+    model = trained.model.to(torch.float32).to(memory_format=torch.contiguous_format)
     net = MaskNet(model, size_hw=size_hw, num_classes=trained.checkpoint.labels.num_classes).eval()
     program = build_mask_program(net, what=f"{checkpoint}: its {trained.model.title}")
     run: Callable[[np.ndarray], np.ndarray] | None

@@ -73,8 +73,8 @@ class Lattice:
         for before_M, after_M in self._neighbours:
             blurred_MK = table_MK[1:] + 0.5 * (table_MK.index_select(0, before_M) + table_MK.index_select(0, after_M))
             table_MK = F.pad(blurred_MK, (0, 0, 1, 0))
-        read_PK = F.embedding_bag(self._read_index, table_MK, mode="sum", per_sample_weights=self._read_share)
-        return read_PK / (1 + 2.0**-self.num_dims)
+        read_PK: Tensor = F.embedding_bag(self._read_index, table_MK, mode="sum", per_sample_weights=self._read_share)
+        return read_PK.div_(1 + 2.0**-self.num_dims)
 
 
 def _find_corners(points_PD: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

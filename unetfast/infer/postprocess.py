@@ -65,7 +65,7 @@ class PostProcess:
                 probs_KHW = refine(rgb_HWC, probs_KHW, self.crf)
             except ValueError as error:
                 raise UserError(f"--post {self.text}: {error} (crf:xy=...:rgb=...)") from None
-        pred_HW = probs_KHW.argmax(axis=0).astype(np.uint8 if len(probs_KHW) <= 256 else np.uint16)
+        pred_HW: np.ndarray = probs_KHW.argmax(axis=0).astype(np.uint8 if len(probs_KHW) <= 256 else np.uint16)
         for step in self.steps:
             pred_HW = step(pred_HW)
         return pred_HW

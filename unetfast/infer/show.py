@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from unetfast.data.labels import LabelTable
 from unetfast.infer.scene_score import score_scenes
-from unetfast.model.metrics import SegmentationMetrics
+from unetfast.model.metrics import ClassMetrics, SegmentationMetrics
 
 if TYPE_CHECKING:
     from unetfast.infer.evaluate_post import PostScores
@@ -85,7 +85,7 @@ def print_scores(
     table.add_column("class", no_wrap=True)
     for name in ("IoU", "Dice", "pixels") if post is None else ("IoU", "with post", "gain", "Dice", "with post", "pixels"):
         table.add_column(name, justify="right", no_wrap=True)
-    after = [None] * len(metrics.classes) if post is None else post.metrics.classes
+    after: Sequence[ClassMetrics | None] = [None] * len(metrics.classes) if post is None else post.metrics.classes
     shown = [
         (entry, other)
         for entry, other in zip(metrics.classes, after, strict=True)
@@ -93,7 +93,9 @@ def print_scores(
     ]
     for entry, other in sorted(shown, key=lambda pair: pair[0].pixels == 0):
         share = f"{100 * entry.pixels / max(metrics.num_pixels, 1):.2f} %" if entry.pixels else "no true pixel"
-        table.add_row(Text(entry.name), *_score_cells(entry.iou, entry.dice, other and (other.iou, other.dice)), share)
+        table.add_row(
+            Text(entry.name), *_score_cells(entry.iou, entry.dice, None if other is None else (other.iou, other.dice)), share
+        )
     table.add_section()
     means = None if post is None else (post.metrics.mean_iou, post.metrics.mean_dice)
     table.add_row("mean", *_score_cells(metrics.mean_iou, metrics.mean_dice, means), f"{metrics.num_pixels:,}", style="bold")
