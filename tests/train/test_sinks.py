@@ -438,3 +438,44 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.002)
+
+
+# a real run
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_network")
+def test_a_run_and_its_continuation_are_one_run_in_every_sink(toy_shards: Path, make_config: Any, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    from unetfast.train.loop import train
+
+    out, where = tmp_path / "toy", tmp_path / "mlruns"
+    for epochs in (1, 2):
+        log = {"wandb": "offline", "mlflow": str(where), "project": "p", "every_steps": 1, "report": False, "tensorboard": True}
+        train(toy_shards, make_config(train={"epochs": epochs}, log=log), out, resume=epochs > 1)
+        time.sleep(1.1)  # W&B names a start's folder by its second
+    client = MlflowClient(tracking_uri=where.as_uri())
+    experiment = client.get_experiment_by_name("p")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    losses = [row["loss"] for row in read_rows(out / "metrics.jsonl") if row["kind"] == "train"]
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")] == losses
+    assert len(losses) == 6
+    pictures = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "predictions")}
+    assert pictures == {"predictions_initial.png", "predictions_epoch_final.png"}
+    files = sorted(out.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert len({file.stem for file in files}) == 1
+    steps = [
+        json.loads(item.value_json)
+        for file in files
+        for record in read_wandb(file)
+        if record.WhichOneof("record_type") == "history"
+        for item in record.history.item
+        if (item.key or "/".join(item.nested_key)) == "step"
+    ]
+    assert sorted(set(steps)) == [0, 1, 2, 3, 4, 5, 6]
+    assert processes_of_wandb() == []

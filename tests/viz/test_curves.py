@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from unetfast.viz import curves
-from unetfast.viz.curves import collect, draw_curves, running_mean
+from unetfast.viz.curves import draw_curves
+from unetfast.viz.series import collect, running_mean
 
 
 def make_rows(num_steps: int) -> list[dict[str, Any]]:

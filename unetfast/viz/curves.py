@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from unetfast.viz.lettering import spell
 from unetfast.viz.series import Row, collect, running_mean
 
 SMOOTHED_POINTS = 60  # above this many, single training losses are drawn faint, with a running mean over them
@@ -47,7 +48,7 @@ def draw_curves(rows: Sequence[Row], *, title: str = "") -> Image.Image:
     for axes in (loss_axes, score_axes, rate_axes):
         _finish(axes, rows)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(spell(title), parse_math=False)
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     return Image.open(buffer).convert("RGB")
