@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from unetfast.checkpoint import load_checkpoint
+from unetfast.checkpoint import load_checkpoint, save_checkpoint
 from unetfast.config import apply_overrides, build_config
 from unetfast.data.labels import ClassInfo, LabelTable
 from unetfast.data.pack import PackOptions, pack
@@ -63,6 +63,47 @@ def test_json_is_one_object_on_stdout_and_all_else_is_on_stderr(
         "tta": "none",
     }
     assert "best.pt" in captured.err
+
+
+@pytest.mark.parametrize("size", ["training", "source"])
+def test_augmented_scores_are_those_of_the_plain_loop(shards: Path, checkpoint: Path, size: str) -> None:
+    stored = load_checkpoint(checkpoint)
+    noise_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 32, 48), dtype=np.uint8))
+    with torch.no_grad():
+        stored.weights["head.bias"] -= stored.build_model()(noise_NCHW).mean(dim=(0, 2, 3))  # so that neither class has all
+    save_checkpoint(checkpoint, stored)
+    model = stored.build_model()
+    tree = run_json(shards, checkpoint, tta="flips", size=size)
+    assert tree["tta"] == "flips"
+    right, losses, num_pixels = 0, [], 0
+    with (
+        open_shards(shards).split("val") as reader,
+        build_loader(reader, stored.config, training=False, device=torch.device("cpu"), batch_size=1) as loader,
+        torch.no_grad(),
+    ):
+        for batch in loader:
+            image = batch.image_NCHW
+            probs = (model(image).softmax(1) + model(image.flip(3)).softmax(1).flip(3)) / 2
+            losses.append(F.nll_loss(probs.log(), batch.mask_NHW.long()))
+            mask = torch.from_numpy(np.array(reader.decode_mask(int(batch.sample_ids[0]))))
+            if size == "training":
+                mask = batch.mask_NHW[0]
+            else:
+                probs = F.interpolate(probs.log(), size=mask.shape, mode="bilinear").softmax(1)
+            right += int((probs[0].argmax(0) == mask).sum())
+            num_pixels += mask.numel()
+    assert tree["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert tree["pixel_accuracy"] == pytest.approx(right / num_pixels, abs=1e-5)
+    assert tree["pixel_accuracy"] != run_json(shards, checkpoint, size=size)["pixel_accuracy"]
+
+
+def test_augmentation_is_said(shards: Path, checkpoint: Path) -> None:
+    out, console = io.StringIO(), Console(file=io.StringIO(), width=200)
+    evaluate_checkpoint(shards, checkpoint, device="cpu", threads=1, tta="scales", console=console, stdout=out)
+    assert "tta     mean of 3 copies: scales 0.75, 1, 1.25" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "; mean of 3 copies: scales 0.75, 1, 1.25" in out.getvalue()
+    with pytest.raises(UserError, match="--tta turns: give one of"):
+        evaluate_checkpoint(shards, checkpoint, device="cpu", tta="turns")
 
 
 def test_numbers_are_those_of_the_loader_and_the_model(shards: Path, checkpoint: Path) -> None:
