@@ -431,12 +431,13 @@ def test_what_counts_as_lost_contact() -> None:
     assert not is_lost_contact(torch.OutOfMemoryError("CUDA out of memory; timeout"))
 
 
-def test_a_process_that_cannot_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_end_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ended: list[int] = []
     monkeypatch.setattr(failures, "STUCK_S", 0.01)
     monkeypatch.setattr(failures.os, "_exit", ended.append)
-    failures.end_if_stuck()
+    failures.end_if_stuck("stuck")
     end_s = time.monotonic() + 5
     while not ended and time.monotonic() < end_s:
         time.sleep(0.01)
     assert ended == [2]
+    assert capsys.readouterr().err == "error: stuck\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -92,6 +93,13 @@ def _say_error(text: str) -> None:
         sys.stderr.write(f"error: {text}\n")
 
 
+def _leave_at_once(code: int) -> NoReturn:
+    """End one of several processes without tidying up: a GPU that waits for a process that is gone would never let it end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a `UserError` becomes one message on stderr and exit code 2."""
     # read once, when torch is first imported: OpenMP threads that wait must not spin against the loader's threads
@@ -106,10 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     except _UsageError as error:
         _refuse_usage(error)
     except ToldError:  # another process of the run says it
-        sys.exit(2)
+        _leave_at_once(2)
     except RankError as error:  # the processes have agreed that this one says it
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _leave_at_once(2)
     except UserError as error:
         _say_error(str(error))
         sys.exit(2)
@@ -125,3 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("stopped\n")
         sys.exit(130)
+    except Exception:
+        if not is_one_of_several():
+            raise
+        traceback.print_exc()
+        _leave_at_once(1)

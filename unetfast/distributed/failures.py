@@ -56,7 +56,7 @@ class Witness:
             `error` itself where this process fails alone with something that is no mistake of the user (its traceback is then
             seen); a RankError for this process to say; or a ToldError where another one speaks.
         """
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | RankError | ToldError):
             return error
         _ignore_stop_signals()  # torchrun stops the others at once, which must not cut the message off
         try:
@@ -68,8 +68,6 @@ class Witness:
             return RankError(f"{self._name(0)} no longer answers, and the meeting point is gone with it; {_ADVICE}")
 
     def _report_own(self, error: BaseException) -> BaseException:
-        if isinstance(error, ToldError):
-            return error
         message = str(error) or type(error).__name__
         same = f"said/{hashlib.sha256(message.encode()).hexdigest()}"
         num_before = self._store.add(same, 1) - 1
@@ -124,11 +122,16 @@ def _ignore_stop_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def end_if_stuck() -> None:
-    """End this process some time from now, if it has not ended by itself: a kernel that waits for a dead peer never does."""
+def end_if_stuck(message: str) -> None:
+    """End this process some time from now, if it has not ended by itself: a kernel that waits for a dead peer never does.
+
+    Args:
+        message: said then; empty says nothing.
+    """
 
     def end() -> None:
         with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"error: {message}\n" if message else "")
             sys.stderr.flush()
         os._exit(2)
 

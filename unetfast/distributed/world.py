@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unetfast.distributed.failures import Witness, end_if_stuck
-from unetfast.errors import UserError
+from unetfast.errors import ToldError, UserError
 
 TIMEOUT_S = 600  # how long a process waits for another one before it gives up
 TIMEOUT_VARIABLE = "UNETFAST_TIMEOUT_S"
@@ -181,6 +181,7 @@ class RunningMax:
 
 
 _joined: World | None = None
+_witness: Witness | None = None
 
 
 def current_world() -> World:
@@ -200,31 +201,47 @@ def join_world() -> Iterator[World]:
         UserError: the environment is not torchrun's, or the others do not come within the time limit.
         ToldError: this process ends because of another one, or another one has said the same.
     """
-    global _joined
+    global _joined, _witness
     world = read_environment()
     if _joined is not None or world.size == 1:
         yield _joined or world
         return
     timeout = timedelta(seconds=_read_timeout_s())
-    witness = _meet(world, timeout)
+    _witness = _meet(world, timeout)
     _joined = world
     try:
-        witness.introduce(world.gather(f"{socket.gethostname()}, process {os.getpid()}"))
-        yield world
-        world.barrier()  # nobody goes while the main process still writes, or holds the meeting point
+        with failing_together():
+            _witness.introduce(world.gather(f"{socket.gethostname()}, process {os.getpid()}"))
+            yield world
+            world.barrier()  # nobody goes while the main process still writes, or holds the meeting point
+        dist.destroy_process_group()  # not behind a failure: it could wait for those that are gone
+    finally:
+        _joined = _witness = None
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Around work in which processes wait for each other: a failure is told to all, and to people by one.
+
+    The closer to the failure the better: what tidies up behind it may wait for a GPU, and that for a process that is gone.
+
+    Raises:
+        RankError: a mistake or a lost process, for this process to say.
+        ToldError: another process says it.
+    """
+    try:
+        yield
     except (GeneratorExit, SystemExit):
         raise
     except BaseException as error:
-        if dist.is_nccl_available() and torch.cuda.is_available():
-            end_if_stuck()
-        told = witness.tell(error)
+        if _witness is None:
+            raise
+        told = _witness.tell(error)
+        if torch.cuda.is_available():
+            end_if_stuck("" if isinstance(told, ToldError) else f"{told}")
         if told is error:
             raise
         raise told from error
-    else:
-        dist.destroy_process_group()
-    finally:
-        _joined = None
 
 
 def read_environment() -> World:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint
 from unetfast.config import Config
-from unetfast.distributed import World, join_world
+from unetfast.distributed import World, failing_together, join_world
 from unetfast.train.autobatch import settle_batch_size
 from unetfast.train.display import METRIC_WORDS, Display
 from unetfast.train.epoch import finish_epoch, is_stopping, save_last, take_validation, validate_both
@@ -101,7 +101,8 @@ def train(shards: Path, config: Config, out: Path, *, resume: bool = False, cons
                     display.say(line)
                 for warning in warn_of_data(run):
                     display.warn_once(warning)
-                return run_steps(run, log, display, stop)
+                with failing_together():
+                    return run_steps(run, log, display, stop)
 
 
 def open_folder(out: Path, world: World, *, resume: bool) -> tuple[RunFolder, Checkpoint | None]:
