@@ -17,7 +17,8 @@ from unetfast.train.history import read_record
 from unetfast.viz.report.compare import build_comparison, delta
 from unetfast.viz.report.comparison import SCORES, Comparison, compare_records
 from unetfast.viz.report.html import number
-from unetfast.viz.report.sections import METRIC_WORDS, format_value
+from unetfast.viz.report.sections import METRIC_WORDS
+from unetfast.viz.report.settings import format_value
 
 if TYPE_CHECKING:
     from unetfast.viz.report.record import Row

@@ -58,7 +58,8 @@ def spread(num: int, most: int) -> list[int]:
     """Choose at most `most` of `num` places, evenly spread, the first and the last among them."""
     if num <= most:
         return list(range(num))
-    return np.linspace(0, num - 1, most).round().astype(int).tolist()
+    places: list[int] = np.linspace(0, num - 1, most).round().astype(int).tolist()
+    return places
 
 
 def _reduce(picture: Image.Image, scale: float) -> Image.Image:

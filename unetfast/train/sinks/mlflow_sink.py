@@ -41,6 +41,7 @@ class MlflowSink:
         # a server that is away must not hold up the start for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         address = address_of(where)
         if address.startswith("file:"):
             # MLflow 3 refuses its own file store unless asked; who names a folder asks for it

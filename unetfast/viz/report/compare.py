@@ -11,7 +11,8 @@ from unetfast.viz.report.comparison import SCORES, Comparison
 from unetfast.viz.report.html import Child, Html, number, tag
 from unetfast.viz.report.page import build_page, navigation, section, table
 from unetfast.viz.report.record import Row
-from unetfast.viz.report.sections import METRIC_WORDS, format_value
+from unetfast.viz.report.sections import METRIC_WORDS
+from unetfast.viz.report.settings import format_value
 from unetfast.viz.series import collect, running_mean
 
 MAX_CLASSES = 60  # rows of the table

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from unetfast.viz.report.charts import Series, draw_chart, draw_histogram
-from unetfast.viz.report.html import Child, Html, number, significant, tag
+from unetfast.viz.report.html import Child, Html, number, tag
 from unetfast.viz.report.matrix import draw_confusion, swatch
 from unetfast.viz.report.page import build_page, facts, inline_picture, navigation, section, table, tiles
-from unetfast.viz.report.record import Row, RunRecord, Sample, flatten
+from unetfast.viz.report.record import Row, RunRecord, Sample
+from unetfast.viz.report.settings import write_config
 from unetfast.viz.series import collect, running_mean
 
 METRIC_WORDS = {"mean_dice": "mean Dice", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy", "val_loss": "loss"}
@@ -36,7 +36,7 @@ def build_report(record: RunRecord) -> str:
         ("predictions", "Predictions", _write_predictions(record)),
         ("throughput", "Throughput", _write_throughput(record)),
         ("data", "Data set", _write_data(record)),
-        ("config", "Config", _write_config(record)),
+        ("config", "Config", write_config(record)),
         ("starts", "Starts and versions", _write_starts(record)),
     ]
     there = [(name, title, content) for name, title, content in parts if content is not None]
@@ -335,47 +335,6 @@ def _write_data(record: RunRecord) -> Html:
     return tag("div", facts(entries), tag("h3", "Splits"), table(head, rows))
 
 
-def _write_config(record: RunRecord) -> Html:
-    tables = []
-    for name, values in record.config.items():
-        if not isinstance(values, dict):
-            continue
-        pairs = []
-        for key, value in flatten(values):
-            default = _look_up(record.defaults.get(name, {}), key)
-            changed = name in record.defaults and default != value
-            hint = f"default {format_value(default)}" if changed else None
-            pairs.append(
-                tag(
-                    "div",
-                    tag("span", key, class_="changed" if changed else None),
-                    tag("span", tag("code", format_value(value)), tag("span", f"  ({hint})", class_="muted") if hint else None),
-                    class_="pair",
-                )
-            )
-        tables.append(tag("div", tag("h3", f"[{name}]"), pairs))
-    note = tag("p", "Bold: other than the default.", class_="muted")
-    return tag("div", note, tag("div", tables, class_="config"))
-
-
-def _look_up(tree: dict[str, Any], key: str) -> Any:
-    node: Any = tree
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def format_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return significant(value, 6)
-    if isinstance(value, list):
-        shown = ", ".join(format_value(part) for part in value[:12])
-        return f"[{shown}{', ...' if len(value) > 12 else ''}]"
-    return "none" if value is None else str(value) or '""'
-
-
 def _write_starts(record: RunRecord) -> Html | None:
     if not record.starts:
         return None
@@ -401,4 +360,5 @@ def _write_starts(record: RunRecord) -> Html | None:
 
 def _values(record: RunRecord, key: str) -> np.ndarray:
     values = collect(record.rows, "train", key)[1]
-    return values[np.isfinite(values)]
+    finite: np.ndarray = values[np.isfinite(values)]
+    return finite
