@@ -56,6 +56,18 @@ def test_axes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(styles) == len(axes[1].lines)
 
 
+def test_averaged_weights_stand_beside_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(curves, "Figure", lambda *args, **kwargs: figures.append(Figure(*args, **kwargs)) or figures[-1])
+    rows = make_rows(20)
+    draw_curves([*rows, *({**row, "kind": "val_ema"} for row in rows if row["kind"] == "val")])
+    loss, scores, _ = figures[0].axes
+    assert "validation, averaged weights" in loss.get_legend_handles_labels()[1]
+    assert "mean IoU, averaged weights" in scores.get_legend_handles_labels()[1]
+    styles = {line.get_linestyle() for line in scores.lines}
+    assert len(styles) == len(scores.lines)
+
+
 def test_undefined_numbers_leave_gaps() -> None:
     rows = [*make_rows(3), {"kind": "train", "step": 4, "loss": None, "learning_rate": 1e-3}]
     steps, losses = collect(rows, "train", "loss")

@@ -24,6 +24,7 @@ SMOOTHED_POINTS = 60  # above this many, single training losses are drawn faint,
 
 TRAIN: dict[str, Any] = {"color": "#1b4f8f", "linestyle": "-"}
 VAL: dict[str, Any] = {"color": "#d9822b", "linestyle": "--", "marker": "o", "markersize": 4.0}
+EMA: dict[str, Any] = {"color": "#8350c4", "linestyle": "-.", "marker": "s", "markersize": 3.5}
 OTHER: dict[str, Any] = {"color": "#5aa36a", "linestyle": ":", "marker": "^", "markersize": 4.0}
 
 
@@ -31,7 +32,7 @@ def draw_curves(rows: Sequence[Row], *, title: str = "") -> Image.Image:
     """Draw loss, scores and learning rate of a run.
 
     Args:
-        rows: of metrics.jsonl, in order; kinds "train", "epoch" and "val", undefined numbers None.
+        rows: of metrics.jsonl, in order; kinds "train", "epoch", "val" and "val_ema", undefined numbers None.
         title: name of the run.
 
     Returns:
@@ -64,6 +65,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     elif len(steps):
         axes.plot(steps, losses, label="training", **TRAIN)
     _plot(axes, rows, "val", "loss", "validation", VAL)
+    _plot(axes, rows, "val_ema", "loss", "validation, averaged weights", EMA)
     drawn = np.concatenate([losses, collect(rows, "val", "loss")[1]])
     drawn = drawn[np.isfinite(drawn)]
     if drawn.size and drawn.min() > 0 and drawn.max() > 20 * drawn.min():
@@ -75,6 +77,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylabel("share (1 is perfect)")
     _plot(axes, rows, "epoch", "mean_iou", "mean IoU, training", TRAIN)
     _plot(axes, rows, "val", "mean_iou", "mean IoU, validation", VAL)
+    _plot(axes, rows, "val_ema", "mean_iou", "mean IoU, averaged weights", EMA)
     _plot(axes, rows, "val", "mean_dice", "mean Dice, validation", OTHER)
     axes.set_ylim(0, 1.02)
 
