@@ -18,10 +18,14 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from unetfast.errors import RankError, ToldError, UserError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 GRACE_S = 5.0  # in which every living process notices that another one is gone
 SETTLE_S = 0.5  # in which processes that fail alike leave their notes
@@ -39,7 +43,7 @@ class Witness:
         size: number of processes.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store = store
         self._rank = rank
         self._size = size

@@ -281,10 +281,14 @@ def _read_timeout_s() -> float:
 
 
 def _meet(world: World, timeout: timedelta) -> Witness:
+    # torch.distributed shows the first of these to no type checker; and there are builds of torch without them
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
@@ -293,7 +297,7 @@ def _meet(world: World, timeout: timedelta) -> Witness:
             f"({reason})\n  start torchrun on every machine with the same --nnodes and --rdzv-endpoint, and let them reach "
             "each other (firewall; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network card)"
         ) from error
-    return Witness(dist.PrefixStore("unetfast", store), world.rank, world.size)
+    return Witness(PrefixStore("unetfast", store), world.rank, world.size)
 
 
 def even_out_buffers(module: nn.Module, world: World) -> None:
@@ -314,6 +318,6 @@ def even_out_buffers(module: nn.Module, world: World) -> None:
     if not running:
         return
     averages = world.mean(torch.cat([buffer.detach().float() for buffer in running]))
-    parts = averages.split([len(buffer) for buffer in running])
+    parts = torch.split(averages, [len(buffer) for buffer in running])
     for buffer, average in zip(running, parts, strict=True):
         buffer.copy_(average)

@@ -33,7 +33,7 @@ class _Normalize(torch.autograd.Function):
         parts_RX = part.new_zeros(dist.get_world_size(), len(part))
         parts_RX[dist.get_rank()] = part
         dist.all_reduce(parts_RX)  # gathers: each row has one process's part and zeros of the others
-        means_RC, vars_RC, counts_R1 = parts_RX.split([num_channels, num_channels, 1], dim=1)
+        means_RC, vars_RC, counts_R1 = torch.split(parts_RX, [num_channels, num_channels, 1], dim=1)
         total = counts_R1.sum()
         shares_R1 = counts_R1 / total
         mean_C = (means_RC * shares_R1).sum(dim=0)
