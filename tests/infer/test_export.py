@@ -140,6 +140,7 @@ def test_what_was_written_and_checked_is_said(exported: Exported) -> None:
         assert share is not None
         assert share <= MAX_SHARE
         assert f"net.{suffix}" in exported.said
+    assert "best.pt: step 10, 5 classes, float32" in exported.said
     assert "onnx (opset 18)" in exported.said
     assert "image: uint8 (batch, 3, height, width)" in exported.said
     assert "checked: onnxruntime and the checkpoint differ at 0.00" in exported.said

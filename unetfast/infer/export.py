@@ -81,7 +81,9 @@ def export(
             raise UserError("--size has no meaning for safetensors, which holds the weights alone; leave it out")
         if find_spec("safetensors") is None:
             raise UserError("--format safetensors needs safetensors: pip install 'unetfast[export]'")
-    trained = load_model(checkpoint, device="cpu", weights=weights, console=console)
+    trained = load_model(checkpoint, device="cpu", weights=weights)
+    if console is not None:
+        console.print(_describe(trained, checkpoint), markup=False, soft_wrap=True)
     size_hw = size_hw or trained.checkpoint.config.loader.size_hw
     metadata = build_metadata(trained, size_hw=size_hw)
     if format == "safetensors":
@@ -188,6 +190,12 @@ def _make_safetensors(trained: TrainedModel, metadata: dict[str, str]) -> tuple[
     if read.keys() != tensors.keys() or not all(torch.equal(read[name], tensor) for name, tensor in tensors.items()):
         raise AssertionError("safetensors gave back other tensors than it was given")
     return data, ExportReport("safetensors", len(data), None, "weights alone; read back, all tensors equal")
+
+
+def _describe(trained: TrainedModel, checkpoint: Path) -> str:
+    average = ", moving average of the weights" if trained.weights == "ema" else ""
+    loaded = trained.checkpoint
+    return f"model   {checkpoint}: step {loaded.step:,}, {loaded.labels.num_classes} classes, float32{average}"
 
 
 def _summary(report: ExportReport, out: Path, trained: TrainedModel, size_hw: tuple[int, int], opset: int) -> list[str]:
