@@ -313,6 +313,8 @@ def test_pixels_do_not_depend_on_the_bands_in_which_they_are_taken(mode, monkeyp
     whole_HWC = load_image(data, file="a").rgb_HWC
     monkeypatch.setattr(image_module, "_BAND_BYTES", 4 * 40 * 7)
     np.testing.assert_array_equal(load_image(data, file="a").rgb_HWC, whole_HWC)
+    monkeypatch.setattr(image_module, "_SPOOLED_PIXELS", 0)
+    np.testing.assert_array_equal(load_image(data, file="a").rgb_HWC, whole_HWC)
     expected = np.asarray(picture) >> 8 if mode == "I;16" else np.asarray(picture.convert("RGBA" if mode == "LA" else "RGB"))
     np.testing.assert_array_equal(whole_HWC, np.repeat(expected[:, :, None], 3, 2) if mode == "I;16" else expected[:, :, :3])
 

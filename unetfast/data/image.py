@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _SKIP = "or drop the pair with --on-bad skip"
 _GET_AGAIN = f"get the file again, {_SKIP}"
 _ORIENTATION_TAG = 0x0112
 _PILLOW_GUARDED = (GifImageFile, TiffImageFile)  # these plugins warn by themselves above Pillow's own limit
+_SPOOLED_PIXELS = 2**27
 _BAND_BYTES = 8 * 2**20  # taken out of a decoded picture at once
 
 # first bytes -> plugin
@@ -277,9 +279,11 @@ def _decode_jpeg(data: bytes, file: str, colorspace: str) -> tuple[np.ndarray, b
 
 def _load_other(picture: ImageFile, file: str, orientation: int, sixteen_bit_color: bool) -> LoadedImage:
     load_pixels(picture, file)
+    _let_go_of_bytes(picture)
     image: Image.Image = picture
     if isinstance(picture, TiffImageFile) and orientation != 1:
         image = picture.transpose(_BACK[orientation])  # Pillow turns TIFFs while loading
+        picture.close()
     notes = []
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         notes.append("transparency dropped")
@@ -300,6 +304,13 @@ def _load_other(picture: ImageFile, file: str, orientation: int, sixteen_bit_col
     return LoadedImage(_to_rgb(image), notes=tuple(notes))
 
 
+def _let_go_of_bytes(picture: ImageFile) -> None:
+    """Free the file's bytes, which a decoded picture still holds: those of a large PNG are half as large as its pixels."""
+    for stream in (picture.fp, getattr(picture, "_fp", None)):
+        if isinstance(stream, io.BytesIO):
+            stream.close()
+
+
 def _iter_bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """Cut a picture into bands of whole rows: (first row, band)."""
     num_rows = max(1, _BAND_BYTES // (4 * image.width))
@@ -308,15 +319,30 @@ def _iter_bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a picture to uint8, (H, W, 3), band by band; alpha is dropped, and the colours beneath it stay as they are."""
-    rgb_HWC = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    """Convert a picture to uint8, (H, W, 3), band by band; alpha is dropped, and the colours beneath it stay as they are.
+
+    A very large picture goes by way of the disk, so that Pillow's four bytes a pixel are gone before our three are there.
+    """
+    shape = (image.height, image.width, 3)
+    if image.width * image.height > _SPOOLED_PIXELS:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            for _, band in _iter_bands(image):
+                _band_to_rgb(band).tofile(file)
+            image.close()
+            file.seek(0)
+            return np.fromfile(file, dtype=np.uint8).reshape(shape)
+    rgb_HWC = np.empty(shape, dtype=np.uint8)
     for top, band in _iter_bands(image):
-        if band.mode == "LA":
-            band = band.getchannel("L")
-        elif band.mode == "PA":
-            band = band.convert("RGBA")
-        rgb_HWC[top : top + band.height] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+        rgb_HWC[top : top + band.height] = _band_to_rgb(band)
     return rgb_HWC
+
+
+def _band_to_rgb(band: Image.Image) -> np.ndarray:
+    if band.mode == "LA":
+        band = band.getchannel("L")
+    elif band.mode == "PA":
+        band = band.convert("RGBA")
+    return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
 
 
 def _high_byte(image: Image.Image, file: str) -> tuple[np.ndarray, list[str]]:
