@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,20 @@ def test_grey_images_and_changed_nets_of_theirs_are_refused(tmp_path: Path) -> N
     torch.save(state | {"attention.weight": torch.zeros(2)}, tmp_path / "own.pth")
     with pytest.raises(UserError, match=r"was changed: there is no place for attention\.weight"):
         load_initial_weights(model, tmp_path / "own.pth", config)
+
+
+@pytest.mark.slow
+def test_the_way_that_the_documentation_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).parents[1] / "docs" / "models.md"
+    (code,) = re.findall(r"```python\n(from pathlib.+?)```", docs.read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    theirs = _theirs(tmp_path / "checkpoint_epoch5.pth", width=64)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    image = _image(1, 32, 48)
+    with torch.no_grad():
+        expected, logits = theirs(image.float() / 255), names["net"].eval()(image)
+    assert (logits.softmax(1) - expected.softmax(1)).abs().max() <= 1e-5
 
 
 # --- torchvision's ResNets ---

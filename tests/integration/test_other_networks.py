@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -23,15 +24,7 @@ from unetfast.errors import UserError
 from unetfast.infer.evaluate_checkpoint import evaluate_checkpoint
 from unetfast.infer.predict import predict
 
-SMP = """
-import segmentation_models_pytorch as smp
-
-
-def unet(num_classes, in_channels, **options):
-    net = smp.Unet(in_channels=in_channels, classes=num_classes, encoder_weights=None, **options)
-    net.input_stride = 32
-    return net
-"""
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 SMP_TREE = {
     "factory": "smp_nets:unet",
     "factory_args": {"encoder_name": "resnet18", "decoder_channels": [16, 8, 8, 4, 4]},
@@ -46,7 +39,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def smp_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pytest.importorskip("segmentation_models_pytorch")
-    (tmp_path / "smp_nets.py").write_text(SMP)
+    code = re.findall(
+        r"```python\n(import segmentation_models_pytorch.+?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert len(code) == 1
+    (tmp_path / "smp_nets.py").write_text(code[0])
     monkeypatch.chdir(tmp_path)
     yield
     sys.modules.pop("smp_nets", None)

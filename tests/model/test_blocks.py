@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetfast.model.blocks import AttentionGate, ResidualBlock, SeparableConv, build_conv_block
+from unetfast.model.deep import supervised_loss
 from unetfast.model.unet import UNet
 
 
@@ -166,6 +167,26 @@ def test_options_keep_channels_last(options: dict[str, object]) -> None:
             module.register_forward_hook(check)
     net(_image(2, 15, 21))
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    "options", [{}, OPTIONS[1], OPTIONS[3]], ids=lambda options: "-".join(map(str, options.values())) or "default"
+)
+def test_every_option_learns_where_bright_pixels_are(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    net = UNet(2, base_channels=8, depth=2, **options)  # type: ignore[arg-type]
+    image = _image(4, 16, 24)
+    mask = (F.avg_pool2d(image.float().mean(1), 3, stride=1, padding=1) > 127).long()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        loss = supervised_loss(F.cross_entropy, net(image), mask, 0.5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
+    assert (net.eval()(image).argmax(1) == mask).float().mean() > 0.9
 
 
 def test_default_blocks_are_plain_sequences() -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from unetfast.model.deep import supervised_loss
+from unetfast.model.factory import FactoryNetwork
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.metrics import confusion_matrix
 from unetfast.model.unet import UNet
@@ -99,6 +100,28 @@ def test_two_graphs_serve_training_evaluation_and_a_smaller_last_batch(options: 
     with torch._dynamo.config.patch(error_on_recompile=True):
         _train_and_evaluate(net, compiled, nullcontext)
     _check_counts()
+
+
+class _Breaking(nn.Module):
+    """A user's module that cannot be one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.conv(hidden)
+        torch._dynamo.graph_break()
+        return hidden * 2
+
+
+def test_a_module_that_cannot_be_one_graph_is_compiled_in_parts() -> None:
+    net = FactoryNetwork(_Breaking(), title="breaking", num_classes=3, stride=4, mean=[0.5] * 3, std=[0.2] * 3)
+    compiled = torch.compile(net, dynamic=False, backend="aot_eager")
+    image, _ = _batch(0)
+    with torch.no_grad():  # with gradients, Dynamo itself warns at a break
+        torch.testing.assert_close(compiled(image), net(image))
+    assert counters["graph_break"]
 
 
 def test_compiled_loss_and_confusion_matrix_are_whole_graphs() -> None:
