@@ -30,7 +30,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     name: Literal["constant", "cosine", "plateau", "poly", "one-cycle"] = "constant"
     warmup_steps: int = Field(0, ge=0)  # linear, from learning_rate / warmup_steps
-    min_factor: float = Field(0.0, ge=0, le=1)  # cosine ends, and plateau stops, at learning_rate * min_factor
+    min_factor: float = Field(0.0, ge=0, le=1)  # all but constant end, and plateau stops, at learning_rate * min_factor
     power: float = Field(0.9, gt=0)  # poly
     one_cycle_peak: float = Field(0.3, gt=0, lt=1)  # share of the steps after which one-cycle reaches learning_rate
     one_cycle_start: float = Field(0.04, gt=0, le=1)  # one-cycle begins at learning_rate times this
@@ -41,7 +41,7 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(3, gt=0)
-    max_steps: int = Field(0, ge=0)  # stop after this many optimizer steps, where a cosine ends too; 0: no limit
+    max_steps: int = Field(0, ge=0)  # stop after this many optimizer steps, where schedules end too; 0: no limit
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the device is fast at it
