@@ -140,7 +140,7 @@ def test_what_was_written_and_checked_is_said(exported: Exported) -> None:
         assert share is not None
         assert share <= MAX_SHARE
         assert f"net.{suffix}" in exported.said
-    assert "best.pt: step 10, 5 classes, float32" in exported.said
+    assert "the net works at 64x96, in float32" in exported.said
     assert "onnx (opset 18)" in exported.said
     assert "image: uint8 (batch, 3, height, width)" in exported.said
     assert "checked: onnxruntime and the checkpoint differ at 0.00" in exported.said
@@ -314,6 +314,28 @@ def test_a_network_that_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
         export_file.build_mask_program(net, what="best.pt: its odd net")
     assert "\n" not in str(caught.value)
     assert "--format safetensors" in str(caught.value)
+
+
+def test_a_checkpoint_of_such_a_factory_is_one_line_and_its_weights_can_be_had(
+    tmp_path: Path, save_model_at: SaveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "branching_nets.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, in_channels):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Conv2d(in_channels, num_classes, 1)\n\n"
+        "    def forward(self, image):\n"
+        "        return self.layer(image.flip(1) if image.mean() > 0 else image)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    checkpoint = save_model_at(tmp_path / "best.pt", model={"factory": "branching_nets:Net"})
+    for suffix in ("onnx", "pt2"):
+        with pytest.raises(UserError, match=r"best\.pt: its branching_nets:Net.* cannot be exported") as caught:
+            export(checkpoint, tmp_path / f"net.{suffix}")
+        assert "\n" not in str(caught.value)
+    export(checkpoint, tmp_path / "net.safetensors")
+    assert set(load_file(tmp_path / "net.safetensors")) >= {"net.layer.weight", "net.layer.bias"}
 
 
 def test_a_file_that_means_something_else_is_not_written(

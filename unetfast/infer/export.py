@@ -81,9 +81,7 @@ def export(
             raise UserError("--size has no meaning for safetensors, which holds the weights alone; leave it out")
         if find_spec("safetensors") is None:
             raise UserError("--format safetensors needs safetensors: pip install 'unetfast[export]'")
-    trained = load_model(checkpoint, device="cpu", weights=weights)
-    if console is not None:
-        console.print(_describe(trained, checkpoint), markup=False, soft_wrap=True)
+    trained = load_model(checkpoint, device="cpu", weights=weights, console=console)
     size_hw = size_hw or trained.checkpoint.config.loader.size_hw
     metadata = build_metadata(trained, size_hw=size_hw)
     if format == "safetensors":
@@ -192,18 +190,14 @@ def _make_safetensors(trained: TrainedModel, metadata: dict[str, str]) -> tuple[
     return data, ExportReport("safetensors", len(data), None, "weights alone; read back, all tensors equal")
 
 
-def _describe(trained: TrainedModel, checkpoint: Path) -> str:
-    average = ", moving average of the weights" if trained.weights == "ema" else ""
-    loaded = trained.checkpoint
-    return f"model   {checkpoint}: step {loaded.step:,}, {loaded.labels.num_classes} classes, float32{average}"
-
-
 def _summary(report: ExportReport, out: Path, trained: TrainedModel, size_hw: tuple[int, int], opset: int) -> list[str]:
     lines = [f"{out}  {report.num_bytes / 2**20:.1f} MiB, {report.format}" + (f" (opset {opset})" * (report.format == "onnx"))]
     if report.format != "safetensors":
         dtype = "uint8" if trained.checkpoint.labels.num_classes <= 256 else "uint16"
         lines.append("  in   image: uint8 (batch, 3, height, width), RGB, any sizes")
-        lines.append(f"  out  mask: {dtype} (batch, height, width), class ids; the net works at {size_hw[0]}x{size_hw[1]}")
+        lines.append(
+            f"  out  mask: {dtype} (batch, height, width), class ids; the net works at {size_hw[0]}x{size_hw[1]}, in float32"
+        )
     if report.differing_share is not None:
         runtime = "onnxruntime" if report.format == "onnx" else "the program read back"
         lines.append(f"  checked: {runtime} and the checkpoint differ at {100 * report.differing_share:.4f} % of pixels")
