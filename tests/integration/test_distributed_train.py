@@ -255,3 +255,34 @@ def test_a_process_that_hangs_is_given_up_without_torchrun(shards: Path, tmp_pat
         processes[0].kill()
     assert processes[0].returncode == 2
     assert f"error: rank 1 of 2 ({socket.gethostname()}, process {processes[1].pid}) no longer answers" in said
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_weights_of_one_gpu_on_two(shards: Path, tmp_path: Path, compiled: str) -> None:
+    """NCCL; to the precision of a GPU's convolutions."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two NVIDIA GPUs")
+    tree = SYNC | {"train": SYNC["train"] | {"device": "cuda", "compile": compiled}}
+    done = torchrun(shards, tmp_path, [{"name": "sync", "tree": tree}])
+    assert done.returncode == 0, done.stderr
+    toy_run.run_here(shards, tmp_path / "one", tree)
+    here, there = load_checkpoint(tmp_path / "one" / "last.pt"), load_checkpoint(tmp_path / "sync" / "last.pt")
+    assert largest_difference(here, there) < 1e-3
+    assert [row["loss"] for row in toy_run.numbers_of(tmp_path / "sync")] == pytest.approx(
+        [row["loss"] for row in toy_run.numbers_of(tmp_path / "one")], abs=1e-3
+    )
+
+
+@pytest.mark.gpu
+def test_more_processes_than_gpus_is_one_line(shards: Path, tmp_path: Path) -> None:
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0:
+        pytest.skip("needs an NVIDIA GPU")
+    command = [*TORCHRUN, str(free_port()), "-m", "unetfast", "train", "--shards", str(shards), "--out", str(tmp_path / "run")]
+    command[command.index("2")] = str(num_gpus + 1)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert f"{num_gpus + 1} processes on " in lines[0]
+    assert f"--nproc-per-node {num_gpus}" in lines[0]
