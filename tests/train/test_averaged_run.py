@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from unetfast import cli
 from unetfast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from unetfast.config import Config, build_config
 from unetfast.errors import UserError
@@ -151,6 +152,28 @@ def test_average_that_is_not_there_is_one_clear_error(averaged: tuple[TrainResul
     assert load_model(path, device="cpu").weights == "raw"
     with pytest.raises(UserError, match="weights 'mean': give one of auto, raw, ema"):
         load_checkpoint(path).build_model("mean")
+
+
+def test_command_line_says_it_in_one_line(
+    averaged: tuple[TrainResult, str],
+    toy_shards: Path,
+    toy_source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change(averaged[0].out / "last.pt", tmp_path / "without.pt", ema={}, best={})
+    arguments = ["--checkpoint", str(tmp_path / "without.pt"), "--weights", "ema", "--device", "cpu"]
+    for command in (["eval", "--shards", str(toy_shards)], ["predict", str(toy_source), "--out", str(tmp_path / "pred")]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, *arguments])
+        assert stop.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        assert "holds no moving average of the weights (the run had ema.decay = 0): take --weights raw" in lines[-1]
+
+
+def test_it_says_that_it_keeps_one(averaged: tuple[TrainResult, str]) -> None:
+    assert "adam 0.003, constant, moving average of the weights (ema.decay 0.9)" in averaged[1]
 
 
 def test_without_validation_auto_takes_the_weights_themselves(averaged: tuple[TrainResult, str], tmp_path: Path) -> None:

@@ -18,8 +18,12 @@ from unetfast.errors import UserError
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.unet import UNet
 from unetfast.train import epoch, loop
+from unetfast.train.guard import LAG_STEPS
 from unetfast.train.log import read_rows
 from unetfast.train.loop import train
+from unetfast.train.runfolder import RunFolder
+from unetfast.train.setup import build_run
+from unetfast.train.step import train_step
 
 MakeConfig = Callable[..., Any]
 QUICK = {"gif": False, "report": False, "num_panels": 1, "num_saved_images": 0, "every_steps": 1}
@@ -125,6 +129,48 @@ def test_steps_that_are_done_again_are_not_told_twice(
     spoil({1})
     train(toy_shards, config, tmp_path / "killed", resume=True)
     assert [line["step"] for line in read_lines(tmp_path / "killed" / "bad_steps.jsonl")] == [3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
+def test_no_part_of_a_step_waits_for_the_gpu(toy_shards: Path, tmp_path: Path, make_config: MakeConfig, amp: str) -> None:
+    device = {"device": "cuda", "amp": amp, "compile": "off", "accumulation": 2}
+    config = make_config(train=device, ema={"decay": 0.9}, optimizer={"clip_norm": 1.0}, loader={"backend": "cpu"})
+    with build_run(toy_shards, config, RunFolder(tmp_path / "run")) as run:
+        batches = iter(run.loader)
+        for number in range(LAG_STEPS + 4):
+            batch = next(batches)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")  # the first ones pick their kernels
+            try:
+                train_step(run, batch)
+                run.guard.read()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_real_full_memory_of_a_gpu_halves_the_micro_batch(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    """All of the GPU's memory but some MiB is taken by others: the activations of few images fit beside them."""
+    sections = {"model": {"base_channels": 32}, "loader": {"size_hw": [256, 384], "backend": "cpu", "batch_size": 8}}
+    config = make_config(**sections, train={"device": "cuda", "amp": "off", "compile": "off", "max_steps": 2})
+    with build_run(toy_shards, config, RunFolder(tmp_path / "run")) as run:
+        batches = iter(run.loader)
+        batch = next(batches)
+        for image_NCHW in (batch.image_NCHW[:1], batch.image_NCHW[:2]):
+            run.model(image_NCHW).sum().backward()  # libraries are loaded, kernels picked
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        taken = torch.empty(free - 500 * 2**20, dtype=torch.uint8, device="cuda")
+        train_step(run, batch)
+        assert run.accumulation > 1
+        assert "out of memory on cuda" in run.notices[0]
+        assert run.guard.read(all_steps=True) == []
+        assert all(weight.isfinite().all() for weight in run.model.parameters())
+        del taken
 
 
 class FullMemory:

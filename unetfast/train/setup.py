@@ -220,11 +220,12 @@ def describe_run(run: Run, shards: Path) -> list[str]:
     config, manifest = run.config, run.manifest
     counts = " / ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     height, width = config.loader.size_hw
-    accumulation = f" in {config.train.accumulation} parts" if config.train.accumulation > 1 else ""
+    accumulation = f" in {run.accumulation} parts" if run.accumulation > 1 else ""
     number_format = "float32" if run.amp.name == "off" else run.amp.name
     modes = ["channels_last"] * config.train.channels_last + ["compiled" if run.compiled else "not compiled"]
     reason = choose_backend(config, run.device).reason
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
+    average = f", moving average of the weights (ema.decay {config.ema.decay:g})" if config.ema.decay else ""
     stored = describe_sizes(run.train_reader.rows)
     length = f"{config.train.epochs} epochs, {run.total_steps:,} steps"
     if run.total_steps == config.train.max_steps:
@@ -236,7 +237,7 @@ def describe_run(run: Run, shards: Path) -> list[str]:
         f"model   {run.model.title}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
         f"{number_format} ({run.amp.reason})",
         f"run     {run.folder.path}: {length}, {config.optimizer.name} "
-        f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}",
+        f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}{average}",
         *describe_processes(run.world, run.num_synchronized),
     ]
 
