@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from unetfast.model.network import Logits, Network
 
 DEFAULT_STRIDE = 32  # of nearly every published segmentation network
+MAX_LINE = 240  # characters of another program's message
 REMEDY = 'a factory is "module:function", such as my_nets:build in my_nets.py of the working directory'
 
 
@@ -173,7 +174,10 @@ def _probe(network: FactoryNetwork, factory: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = f"{type(error).__name__}: {lines[0]}"
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} ..."
 
 
 def _name_type(value: object) -> str:
