@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,48 @@ def test_memory_that_runs_out_in_validation_is_told(
     monkeypatch.setattr(UNet, "forward", forward)
     with pytest.raises(UserError, match=r"out of memory on cpu in validation: take a smaller eval.batch_size \(now 4\)"):
         train(toy_shards, make_config(), tmp_path / "run")
+
+
+REAL_LIMIT = """
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from unetfast.config import build_config
+from unetfast.train.runfolder import RunFolder
+from unetfast.train.setup import build_run
+from unetfast.train.step import train_step
+
+torch.set_num_threads(1)
+tree = {
+    "model": {"base_channels": 16, "depth": 2},
+    "loader": {"size_hw": [192, 256], "batch_size": 4, "threads": 1},
+    "train": {"amp": "off", "device": "cpu"},
+}
+with build_run(Path(sys.argv[1]), build_config(tree), RunFolder(Path(sys.argv[2]))) as run:
+    batch = next(iter(run.loader))
+    image_NCHW = batch.image_NCHW[:1].clone()
+    run.model(image_NCHW).sum().backward()  # kernels are made, arenas are there
+    run.optimizer.zero_grad()
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 120 * 2**20, resource.RLIM_INFINITY))
+    train_step(run, batch)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert all(weight.isfinite().all() for weight in run.model.parameters())
+    print(run.accumulation, run.step, run.notices)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, as Linux alone does")
+def test_memory_that_really_runs_out_on_the_host(toy_shards: Path, tmp_path: Path) -> None:
+    """The allocation is refused by the system, to a process of its own."""
+    command = [sys.executable, "-c", REAL_LIMIT, str(toy_shards), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    accumulation, step, notices = done.stdout.split(maxsplit=2)
+    assert accumulation in ("2", "4")
+    assert step == "1"
+    assert "out of memory on cpu in step 1" in notices
