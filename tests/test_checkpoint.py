@@ -242,7 +242,6 @@ def test_resume_lists_what_was_allowed_to_change() -> None:
     ("section", "values", "field"),
     [
         ("train", {"seed": 1}, "train.seed: 0 in the run, 1 now"),
-        ("train", {"sync_batch_norm": True}, "train.sync_batch_norm"),
         ("ema", {"decay": 0.9}, "ema.decay"),
         ("loader", {"batch_size": 8}, "loader.batch_size: 16 in the run, 8 now"),
         ("loader", {"size_hw": [64, 64]}, "loader.size_hw"),
