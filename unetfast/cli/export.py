@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Write a checkpoint for other programs: ONNX, torch.export's pt2, or safetensors."""
     size_hw = parse_size(size)
-    from unetfast.infer.export import export as run_export
+    from unetfast.infer.export.command import export as run_export
 
     run_export(
         checkpoint,

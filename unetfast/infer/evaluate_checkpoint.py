@@ -20,7 +20,7 @@ from unetfast.infer.evaluate import Evaluation, evaluate
 from unetfast.infer.evaluate_post import FullSizeWork
 from unetfast.infer.load import build_loss, load_model
 from unetfast.infer.outputs import write_file
-from unetfast.infer.postprocess import parse_post
+from unetfast.infer.post.process import parse_post
 from unetfast.infer.show import build_bar, print_scores, scores_to_csv
 from unetfast.infer.submission import check_original_sizes, choose_submission_format
 from unetfast.loader.build import build_loader, choose_backend

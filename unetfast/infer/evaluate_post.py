@@ -20,7 +20,7 @@ from unetfast.errors import UserError
 from unetfast.infer.fullsize import iter_stripes
 from unetfast.infer.job import MAX_POST_BYTES
 from unetfast.infer.outputs import MaskFormat, write_file
-from unetfast.infer.postprocess import PostProcess
+from unetfast.infer.post.process import PostProcess
 from unetfast.infer.scene_score import score_scenes
 from unetfast.infer.submission import submission_name
 from unetfast.model.metrics import SegmentationMetrics, compute_metrics, confusion_matrix

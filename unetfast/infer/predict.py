@@ -29,7 +29,7 @@ from unetfast.infer.inputs import ImageInput, check_outputs, list_images
 from unetfast.infer.job import ImageError, Job, Post
 from unetfast.infer.load import load_model
 from unetfast.infer.outputs import choose_mask_format
-from unetfast.infer.postprocess import parse_post
+from unetfast.infer.post.process import parse_post
 from unetfast.infer.prediction import Prediction
 from unetfast.infer.reading import Prepared, ReadAhead, ReadOptions, Unread
 from unetfast.infer.show import build_bar

@@ -129,7 +129,7 @@ def confusion_per_image(pred_NHW: Tensor, mask_NHW: Tensor, *, num_classes: int,
     # a table per image first: fewer atomic additions meet in one place
     counts = torch.zeros(len(cell_NP), num_cells + 1, dtype=torch.int64, device=cell_NP.device)
     counts.scatter_add_(1, cell_NP, counts.new_ones(()).expand_as(cell_NP))
-    return counts[:, :num_cells].unflatten(1, (num_classes, num_classes))
+    return counts[:, :num_cells].reshape(-1, num_classes, num_classes)
 
 
 def image_scores(confusion_NKK: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ def restore_rng(state: dict[str, Any], device: torch.device | None = None) -> No
 def seed_generators(seed: int, *, rank: int = 0, step: int = 0) -> None:
     """Seed every global generator.
 
-    Processes that train together draw their own numbers (dropout), so their seeds differ; rank 0 at step 0 has `seed` itself, as
-    a process alone has. A rank that joins a run at a later step has another seed again, and does not repeat numbers.
+    Processes that train together draw their own numbers (dropout), so their seeds differ; rank 0 at step 0 has `seed`,
+    as a process alone has. A rank that joins a run at a later step has another seed again, and does not repeat numbers.
 
     Args:
         seed: of the run, in [0, 2**63).

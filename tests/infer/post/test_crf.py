@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from unetfast.infer.crf import CrfOptions, refine
-from unetfast.infer.permutohedral import Lattice
+from unetfast.infer.post.crf import CrfOptions, refine
+from unetfast.infer.post.permutohedral import Lattice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

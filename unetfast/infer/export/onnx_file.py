@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unetfast.errors import UserError
-from unetfast.infer.export_program import DYNAMIC_AXES, first_line, quiet_exporter
+from unetfast.infer.export.program import DYNAMIC_AXES, first_line, quiet_exporter
 
 if TYPE_CHECKING:
     import onnx

@@ -23,9 +23,9 @@ from unetfast.checkpoint import load_checkpoint, save_checkpoint
 from unetfast.data.labels import ClassInfo, LabelTable
 from unetfast.data.toy import write_toy
 from unetfast.errors import UserError
-from unetfast.infer import export as export_file
-from unetfast.infer.export import ExportReport, choose_format, compare_masks, export
-from unetfast.infer.export_graph import MaskNet, resize_bytes, resize_logits
+from unetfast.infer.export import command as export_file
+from unetfast.infer.export.command import ExportReport, choose_format, compare_masks, export
+from unetfast.infer.export.graph import MaskNet, resize_bytes, resize_logits
 from unetfast.infer.fullsize import iter_stripes
 from unetfast.infer.predict import predict
 from unetfast.loader.pixels import resize_box
@@ -293,7 +293,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         return None if name == package else find_spec(name)
 
     monkeypatch.setattr("unetfast.infer.export.find_spec", find)
-    monkeypatch.setattr("unetfast.infer.export_onnx.find_spec", find)
+    monkeypatch.setattr("unetfast.infer.export.onnx_file.find_spec", find)
 
 
 class Branching(nn.Module):

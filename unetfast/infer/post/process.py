@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from unetfast.errors import UserError
-from unetfast.infer.crf import CrfOptions, refine
-from unetfast.infer.regions import fill_holes, remove_islands
+from unetfast.infer.post.crf import CrfOptions, refine
+from unetfast.infer.post.regions import fill_holes, remove_islands
 
 WHAT_THERE_IS = (
     "there are crf (with settings: crf:iterations=5:xy=80:rgb=13:compat=10:smooth_xy=3:smooth_compat=3), islands:PIXELS and "

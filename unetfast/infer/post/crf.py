@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetfast.infer.permutohedral import Lattice
+from unetfast.infer.post.permutohedral import Lattice
 
 LEAST_PROB = 1e-5  # of a class at a pixel, so that its logarithm stays finite
 # a class that is nowhere likelier than this can win no pixel: a message is at most the kernels' weight times it

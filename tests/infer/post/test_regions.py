@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unetfast.infer.regions import fill_holes, remove_islands
+from unetfast.infer.post.regions import fill_holes, remove_islands
 
 
 def mask(*rows: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A checkpoint as a file for other programs: `unetfast export`.
 
-onnx and pt2 hold the whole way from pixels to class ids (`export_graph`), safetensors the weights alone. The file is made in
+onnx and pt2 hold the whole way from pixels to class ids (graph.py), safetensors the weights alone. The file is made in
 memory, checked, run against the model that it was made from, and only then written.
 
 Axis legend: N batch, C channels, H height, W width.
@@ -19,10 +19,10 @@ from rich.console import Console
 
 from unetfast.checkpoint import write_whole
 from unetfast.errors import UserError
-from unetfast.infer.export_graph import MaskNet
-from unetfast.infer.export_metadata import build_metadata
-from unetfast.infer.export_onnx import DEFAULT_OPSET, build_onnx, check_onnx_request, open_onnx
-from unetfast.infer.export_program import build_mask_program, build_pt2, open_pt2
+from unetfast.infer.export.graph import MaskNet
+from unetfast.infer.export.metadata import build_metadata
+from unetfast.infer.export.onnx_file import DEFAULT_OPSET, build_onnx, check_onnx_request, open_onnx
+from unetfast.infer.export.program import build_mask_program, build_pt2, open_pt2
 from unetfast.infer.load import TrainedModel, load_model
 
 FORMATS = ("onnx", "pt2", "safetensors")

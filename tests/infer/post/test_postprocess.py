@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from unetfast.errors import UserError
-from unetfast.infer.crf import CrfOptions, refine
-from unetfast.infer.postprocess import parse_post
-from unetfast.infer.regions import fill_holes, remove_islands
+from unetfast.infer.post.crf import CrfOptions, refine
+from unetfast.infer.post.process import parse_post
+from unetfast.infer.post.regions import fill_holes, remove_islands
 
 NAMES = ["background", "car", "chest of drawers"]
 

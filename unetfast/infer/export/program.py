@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from unetfast.errors import UserError
-from unetfast.infer.export_graph import MaskNet
+from unetfast.infer.export.graph import MaskNet
 
 MAX_SIDE_PX = 2**16
 MAX_BATCH = 2**16
