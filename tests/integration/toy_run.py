@@ -49,7 +49,15 @@ TREE: dict[str, dict[str, Any]] = {
     },
     "ema": {"decay": 0.9},
     "checkpoint": {"every_steps": 2},
-    "log": {"every_steps": 2, "tensorboard": False, "num_panels": 1, "num_saved_images": 0, "panels_every_epochs": 2},
+    "log": {
+        "every_steps": 2,
+        "tensorboard": False,
+        "report": False,
+        "gif": False,
+        "num_panels": 1,
+        "num_saved_images": 0,
+        "panels_every_epochs": 2,
+    },
 }
 
 

@@ -21,7 +21,7 @@ TREE: dict[str, dict[str, Any]] = {
     "loader": {"size_hw": [32, 48], "batch_size": 4, "threads": 1},
     "train": {"epochs": 2, "amp": "off", "device": "cpu"},
     "optimizer": {"learning_rate": 3e-3},
-    "log": {"every_steps": 2, "tensorboard": False, "num_panels": 2, "num_saved_images": 3},
+    "log": {"every_steps": 2, "tensorboard": False, "report": False, "gif": False, "num_panels": 2, "num_saved_images": 3},
 }
 
 
