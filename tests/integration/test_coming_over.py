@@ -122,6 +122,7 @@ def test_r2_trains_from_its_json_file_alone(cars: Path) -> None:
 def test_r2_with_a_gpu_that_is_not_there_names_the_override(cars: Path) -> None:
     (cars / "gpu.json").write_text(json.dumps(HYPERPARAMS | {"Device": "cuda"}))
     assert "--set train.device=cpu" in refused(cars, "train", "--config", "gpu.json", "--out", "gpu")
+    assert not list(cars.glob("shards/gpu-*"))  # said before anything is packed
 
 
 def test_r2_mistakes_are_one_line_each(cars: Path) -> None:
@@ -135,3 +136,4 @@ def test_r2_mistakes_are_one_line_each(cars: Path) -> None:
     assert "names no folders of images and masks" in refused(cars, "train", "--config", "bare.json")
     assert "--shards: give the shard folder" in refused(cars, "train")
     assert not (cars / "load").exists()
+    assert not list(cars.glob("shards/load-*"))

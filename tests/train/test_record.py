@@ -192,7 +192,7 @@ def test_a_run_without_val_split_is_reported(
     pack_toy: Callable[[float], Path], make_config: MakeConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    train(pack_toy(0.0), make_config(train={"max_steps": 4}), out)
+    train(pack_toy(0.0), make_config(train={"max_steps": 4}, log={"report": True, "gif": True}), out)
     assert not (out / "validation.json").exists()
     assert not (out / "samples").exists()
     page = (out / "report.html").read_text(encoding="utf-8")

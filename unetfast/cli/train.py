@@ -46,14 +46,14 @@ def train(
     if shards is not None:
         read_manifest(shards)
     apply_overrides({} if config is None else read_any_config(config), set_ or [])
-    folder = None if is_one_of_several() else _find_shards(shards, config, console)
+    folder = None if is_one_of_several() else _find_shards(shards, config, set_ or [], console, resume=resume)
     from unetfast.distributed import join_world
     from unetfast.train.loop import train as run_training
     from unetfast.train.setup import resolve_run
 
     with join_world() as world:
         # of several processes one decides, so that all have the same settings and the same run folder
-        found = folder or world.from_main(lambda: _find_shards(shards, config, console))
+        found = folder or world.from_main(lambda: _find_shards(shards, config, set_ or [], console, resume=resume))
         run = world.from_main(
             lambda: resolve_run(
                 found, config=config, preset=preset, overrides=set_ or [], out=out, resume=resume, console=console
@@ -64,9 +64,9 @@ def train(
         raise typer.Exit(result.exit_code)
 
 
-def _find_shards(shards: Path | None, config: Path | None, console: Console) -> Path:
+def _find_shards(shards: Path | None, config: Path | None, overrides: list[str], console: Console, *, resume: bool) -> Path:
     """Take the shards that were given, or pack the folders that a `hyperparams.json` names."""
-    from unetfast.config import is_hyperparams, read_hyperparams
+    from unetfast.config import apply_overrides, build_config, check_initial_checkpoint, is_hyperparams, read_hyperparams
 
     if config is None or not is_hyperparams(config):
         if shards is None:
@@ -79,6 +79,14 @@ def _find_shards(shards: Path | None, config: Path | None, console: Console) -> 
         if hyperparams.folders:
             console.print(f"config  {config}: its folders have no part, since --shards {shards} is given", soft_wrap=True)
         return shards
+    # packing may take minutes: what training would refuse is refused before
+    resolved = build_config(apply_overrides(hyperparams.tree, overrides), where=str(config))
+    if not resume:
+        check_initial_checkpoint(resolved, where=str(config))
+    if resolved.train.device.startswith("cuda"):
+        from unetfast.device import resolve_device
+
+        resolve_device(resolved.train.device)
     from unetfast.app.autopack import pack_named_folders
 
     return pack_named_folders(hyperparams, console=console)

@@ -21,6 +21,7 @@ from unetfast.config.modelling import LossConfig, ModelConfig
 from unetfast.config.reading import (
     apply_overrides,
     build_config,
+    check_initial_checkpoint,
     config_to_toml,
     known_keys,
     preset_folder,
@@ -58,6 +59,7 @@ __all__ = [
     "TrainConfig",
     "apply_overrides",
     "build_config",
+    "check_initial_checkpoint",
     "config_to_toml",
     "is_hyperparams",
     "known_keys",

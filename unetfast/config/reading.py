@@ -58,6 +58,20 @@ def build_config(tree: dict[str, Any], *, where: str = "the config") -> Config:
         raise UserError("\n  ".join([f"{where}: not a valid config", *lines])) from None
 
 
+def check_initial_checkpoint(config: Config, *, where: str) -> None:
+    """Refuse initial weights that are not there before any work is done.
+
+    Raises:
+        UserError: `train.init_checkpoint` names no file; says how to name another or none.
+    """
+    initial = config.train.init_checkpoint
+    if initial and not Path(initial).is_file():
+        raise UserError(
+            f"{where}: train.init_checkpoint = {initial}: no such checkpoint; name one by --set train.init_checkpoint=FILE, or "
+            "begin with random weights: --set train.init_checkpoint="
+        )
+
+
 def _explain(detail: Any) -> str:
     if detail["type"] == "value_error":
         return str(detail["msg"].removeprefix("Value error, "))

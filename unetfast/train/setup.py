@@ -19,6 +19,7 @@ from unetfast.config import (
     Config,
     apply_overrides,
     build_config,
+    check_initial_checkpoint,
     preset_names,
     read_any_config,
     read_config_tree,
@@ -102,12 +103,8 @@ def resolve_run(
         tree, where = _read_default_preset(manifest, overrides)
     where += f", changed by {', '.join(overrides)}" if overrides else ""
     resolved = build_config(apply_overrides(tree, overrides), where=where)
-    initial = resolved.train.init_checkpoint
-    if initial and not resume and not Path(initial).is_file():
-        raise UserError(
-            f"{where}: train.init_checkpoint = {initial}: no such checkpoint; name one by --set train.init_checkpoint=FILE, or "
-            "begin with random weights: --set train.init_checkpoint="
-        )
+    if not resume:
+        check_initial_checkpoint(resolved, where=where)
     if console is not None:
         console.print(f"config  {where}", markup=False, highlight=False, soft_wrap=True)
     return ResolvedRun(resolved, out or next_free_folder(Path("runs"), manifest.dataset))

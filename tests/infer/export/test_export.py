@@ -292,7 +292,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     def find(name: str) -> object:
         return None if name == package else find_spec(name)
 
-    monkeypatch.setattr("unetfast.infer.export.find_spec", find)
+    monkeypatch.setattr("unetfast.infer.export.command.find_spec", find)
     monkeypatch.setattr("unetfast.infer.export.onnx_file.find_spec", find)
 
 
