@@ -74,7 +74,7 @@ def test_the_whole_job_from_plain_values(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     scores = unetfast.evaluate(shards, f"{out}/best.pt", threads=1)
     assert scores.metrics.mean_iou is not None
-    report = unetfast.predict(f"{out}/best.pt", [data], pred)
+    report = unetfast.predict(f"{out}/best.pt", f"{data}/train", pred)
     assert (report.num_done, report.failures) == (8, [])
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="did you mean"):

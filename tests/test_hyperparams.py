@@ -43,6 +43,20 @@ SPELLINGS = {
         "VAL_IMG_DIR": "Data/val_images/",
         "VAL_MASK_DIR": "Data/val_masks/",
     },
+    "by split and role, a size in one": {
+        "lr": 0.0001,
+        "device": "cpu",
+        "batch": 16,
+        "epochs": 3,
+        "workers": 2,
+        "image size": [160, 240],
+        "pin_memory": True,
+        "LOAD_CHECKPOINT": 0,
+        "data": {
+            "train": {"images": "Data/train_images", "masks": "Data/train_masks"},
+            "val": {"images": "Data/val_images", "masks": "Data/val_masks"},
+        },
+    },
     "nested, camel case, as text": {
         "training": {"learningRate": "1e-4", "device": "CPU", "batchSize": "16", "numEpochs": 3.0, "workers": 2},
         "image": {"imageHeight": 160, "imageWidth": 240},
@@ -106,6 +120,7 @@ def test_paths_beside_the_file_are_found(tmp_path: Path, monkeypatch: pytest.Mon
         ({"Load Checkpoint": True}, "my_checkpoint.pth.tar"),
         ({"LOAD_MODEL": "True", "Checkpoint": "runs/a/last.pt"}, "runs/a/last.pt"),
         ({"load model": "old.pth"}, "old.pth"),
+        ({"load model": 1, "Checkpoint": None}, "my_checkpoint.pth.tar"),
         ({"Load Checkpoint": False, "Checkpoint": "old.pth"}, ""),
     ],
 )
@@ -131,6 +146,11 @@ def test_a_checkpoint_to_load_becomes_initial_weights(
         ({"Val Images": "a", "Val Masks": "b"}, "for validation and none for training"),
         ({"Train Images": "", "Train Masks": "b"}, "must be the path of a folder"),
         ({"Load Checkpoint": 3}, "must be true, false or the path of a checkpoint"),
+        ({"Epochs": float("nan")}, "Epochs = NaN: must be a number"),
+        ({"Epochs": float("inf")}, "must be a number"),
+        ({"Batch Size": "inf"}, "must be a number"),
+        ({"image size": 160}, r"image size = 160: must be \[height, width\]"),
+        ({"Load Checkpoint": True, "Checkpoint": 3}, "Checkpoint = 3: must be the path of a checkpoint"),
         ([1, 2], "must hold one JSON object of settings, not a list"),
     ],
 )

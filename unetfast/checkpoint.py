@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unetfast.config import Config, ModelConfig, build_config
 from unetfast.data.labels import LabelTable
-from unetfast.errors import UserError
+from unetfast.errors import UserError, say_briefly
 from unetfast.model.factory import build_factory_network
 from unetfast.model.network import Network
 from unetfast.model.unet import UNet
@@ -216,7 +216,7 @@ def _say_reason(error: BaseException, folder: Path) -> str:
     with contextlib.suppress(OSError):
         if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
             return os.strerror(errno.ENOSPC)
-    return str(error).splitlines()[0]
+    return say_briefly(error)
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -276,8 +276,7 @@ def _read_tree(path: Path) -> Any:
             "give best.pt or last.pt of a run"
         ) from None
     except RuntimeError as error:
-        first = str(error).splitlines()[0][:120]
-        raise UserError(f"{path}: cannot be read as a checkpoint ({first}); take another one of the run") from None
+        raise UserError(f"{path}: cannot be read as a checkpoint ({say_briefly(error)}); take another one of the run") from None
 
 
 def _say_start(start: bytes) -> str:

@@ -47,7 +47,10 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"device {name}: this PyTorch ({torch.__version__}) sees no GPU; take --set train.device=cpu")
+            raise UserError(
+                f"device {name}: this PyTorch ({torch.__version__}) sees no GPU; take --set train.device=cpu (eval, predict: "
+                "--device cpu)"
+            )
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
             raise UserError(f"device {name}: the GPUs here are {', '.join(f'cuda:{index}' for index in range(count))}")

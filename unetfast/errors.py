@@ -52,3 +52,9 @@ class RankError(UserError):
 
 class ToldError(UserError):
     """The end of a process because of a failure that another process of the run has said: nothing is added."""
+
+
+def say_briefly(error: BaseException) -> str:
+    """Write the first line of an error's message, at most 200 characters; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__

@@ -87,7 +87,7 @@ def load_initial_weights(model: Network, path: Path, model_config: ModelConfig) 
     if not fitting:
         raise UserError(
             f"{path}: none of its {len(given.tensors)} tensors fits the model (it has {_name_some(given.tensors)}, the model "
-            f"{_name_some(taken)}); clear train.init_checkpoint"
+            f"{_name_some(taken)}); leave it out: --set train.init_checkpoint="
         )
     model.load_state_dict(fitting, strict=False)
     return InitReport(given.source, len(fitting), left_out)
@@ -243,7 +243,9 @@ def _load_milesial(model: Network, given: _Given, path: Path, model_config: Mode
             del translated[name]
     wrong = [name for name, tensor in translated.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:
-        raise UserError(f"{what} was changed: there is no place for {_name_some(wrong)}; clear train.init_checkpoint")
+        raise UserError(
+            f"{what} was changed: there is no place for {_name_some(wrong)}; leave it out: --set train.init_checkpoint="
+        )
     left = {name.split(":")[0] for name in left_out}
     left_out += [
         f"{name}: not in the file"

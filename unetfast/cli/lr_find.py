@@ -14,7 +14,8 @@ from unetfast.cli.program import app, notes_console
 def lr_find(
     shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
     config: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="TOML file; keys that it leaves out keep their defaults.")
+        Path | None,
+        typer.Option(metavar="PATH", help="TOML file, or a hyperparams.json; keys that it leaves out keep their defaults."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A shipped config; default: that of the shards' data set.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ ACCEPTED: dict[str, str] = {
     **dict.fromkeys(("workers", "numworkers", "numberofworkers"), "loader.threads"),
     **dict.fromkeys(("imageheight", "imgheight", "height"), "height"),
     **dict.fromkeys(("imagewidth", "imgwidth", "width"), "width"),
+    **dict.fromkeys(("imagesize", "imgsize"), "size"),
     "device": "train.device",
     **dict.fromkeys(("seed", "randomseed"), "train.seed"),
     **dict.fromkeys(("loadcheckpoint", "loadmodel", "load"), "load"),
@@ -108,7 +110,7 @@ def read_hyperparams(path: Path) -> Hyperparams:
     return Hyperparams(path, tree, _pair_folders(path, folders), notes)
 
 
-_SPECIAL = frozenset({"height", "width", "load", "checkpoint"})
+_SPECIAL = frozenset({"height", "width", "size", "load", "checkpoint"})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -142,10 +144,15 @@ def _collect(path: Path, tree: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+def _leaves(tree: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """List (key, value) at any depth; a key that means something only below another ("train": {"images": ...}) has both."""
     leaves: list[tuple[str, Any]] = []
     for name, value in tree.items():
-        leaves += _leaves(value) if isinstance(value, dict) else [(name, value)]
+        if isinstance(value, dict):
+            leaves += _leaves(value, name)
+        else:
+            both = f"{above} {name}"
+            leaves.append((both if above and _known(name) is None and _known(both) is not None else name, value))
     return leaves
 
 
@@ -183,9 +190,12 @@ def _number(path: Path, name: str, value: Any) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
-        return float(value)
-    except ValueError:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, OverflowError):
         raise UserError(f"{path}: {name} = {json.dumps(value)}: must be a number") from None
+    return number
 
 
 def _lower(path: Path, name: str, value: Any) -> str:
@@ -215,6 +225,11 @@ _CONVERT: dict[str, Callable[[Path, str, Any], Any]] = {
 
 
 def _set_size(path: Path, settings: dict[str, tuple[str, Any]], tree: dict[str, Any]) -> None:
+    if "size" in settings:
+        name, size = settings["size"]
+        if not isinstance(size, list) or len(size) != 2:
+            raise UserError(f"{path}: {name} = {json.dumps(size)}: must be [height, width] of the training images, pixels")
+        settings = settings | {key: (name, side) for key, side in zip(("height", "width"), size, strict=True)}
     given = [key for key in ("height", "width") if key in settings]
     if len(given) == 1:
         raise UserError(f"{path}: {settings[given[0]][0]} stands alone; give both height and width of the training images")
@@ -228,12 +243,18 @@ def _checkpoint(path: Path, settings: dict[str, tuple[str, Any]]) -> str:
     name, load = settings.get("load", ("", False))
     if isinstance(load, str) and load.strip().lower() in ("true", "false", "yes", "no", ""):
         load = load.strip().lower() in ("true", "yes")
+    if load in (0, 1) and not isinstance(load, str):
+        load = bool(load)
     if not isinstance(load, bool | str):
         raise UserError(f"{path}: {name} = {json.dumps(load)}: must be true, false or the path of a checkpoint")
     if load is False:
         return ""
-    file = load if isinstance(load, str) else settings.get("checkpoint", ("", DEFAULT_CHECKPOINT))[1]
-    return str(find_beside(path, str(file)))
+    name, file = (name, load) if isinstance(load, str) else settings.get("checkpoint", ("", DEFAULT_CHECKPOINT))
+    if file is None:
+        file = DEFAULT_CHECKPOINT
+    if not isinstance(file, str) or not file:
+        raise UserError(f"{path}: {name} = {json.dumps(file)}: must be the path of a checkpoint")
+    return str(find_beside(path, file))
 
 
 def find_beside(path: Path, name: str) -> Path:

@@ -119,7 +119,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder}: no such folder; `unetfast shard --src DATA --out {folder}` makes one")
     if not path.is_file():
         raise UserError(
-            f"{folder}: no {MANIFEST_NAME} in it. A packing that was interrupted goes on when its command is repeated; "
+            f"{folder}: no {MANIFEST_NAME} in it. A data set's own folder is packed first: `unetfast shard --src {folder}`. "
+            f"A packing that was interrupted goes on when its command is repeated; "
             f"tar files made by others are taken in with `unetfast shard --src {folder} --dataset webdataset --out NEW`"
         )
     try:

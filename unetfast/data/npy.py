@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unetfast.data.sample import FileSpan
-from unetfast.errors import BadSampleError
+from unetfast.errors import BadSampleError, say_briefly
 
 _HEADER_BYTES = 65536  # far more than any header of a plain array; the parser itself refuses longer ones
 _SAVE_AGAIN = "save it again with numpy.save(path, masks.astype(numpy.uint8), allow_pickle=False)"
@@ -89,7 +89,7 @@ def parse_npy_header(data: bytes, file: str, *, file_size: int) -> NpyHeader:
         else:
             raise ValueError(f"format version {version[0]}.{version[1]}")
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = say_briefly(error)
         raise BadSampleError(file, f"is not a .npy file that can be read ({reason})", _SAVE_AGAIN) from None
     if dtype.hasobject:
         raise BadSampleError(file, "holds pickled Python objects, which are never opened", _SAVE_AGAIN)

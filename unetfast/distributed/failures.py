@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from unetfast.errors import RankError, ToldError, UserError
+from unetfast.errors import RankError, ToldError, UserError, say_briefly
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -100,7 +100,7 @@ class Witness:
         if silent:
             names = " and ".join(self._name(rank) for rank in silent)
             return RankError(f"{names} no longer answer{'s' * (len(silent) == 1)}: killed, crashed or stuck; {_ADVICE}")
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = say_briefly(error)
         return RankError(f"the processes have lost contact with each other ({reason}); {_ADVICE}")
 
     def _name(self, rank: int) -> str:

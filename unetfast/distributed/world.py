@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unetfast.distributed.failures import Witness, end_if_stuck
-from unetfast.errors import ToldError, UserError
+from unetfast.errors import ToldError, UserError, say_briefly
 
 TIMEOUT_S = 600  # how long a process waits for another one before it gives up
 TIMEOUT_VARIABLE = "UNETFAST_TIMEOUT_S"
@@ -291,7 +291,7 @@ def _meet(world: World, timeout: timedelta) -> Witness:
         store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = say_briefly(error)
         raise UserError(
             f"rank {world.rank} of {world.size} did not meet the others at {where} within {timeout.total_seconds():g} s "
             f"({reason})\n  start torchrun on every machine with the same --nnodes and --rdzv-endpoint, and let them reach "

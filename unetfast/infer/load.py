@@ -12,7 +12,7 @@ from unetfast.checkpoint import Checkpoint, load_checkpoint
 from unetfast.config import LossConfig
 from unetfast.data.manifest import Manifest
 from unetfast.device import AmpPolicy, resolve_amp, resolve_device
-from unetfast.errors import UserError
+from unetfast.errors import UserError, say_briefly
 from unetfast.model.losses import SegmentationLoss, median_frequency_weights
 from unetfast.model.network import Network
 
@@ -60,7 +60,7 @@ def load_model(
     try:
         where = resolve_device(device)
     except RuntimeError as error:
-        raise UserError(f"device {device!r}: give auto, cpu, cuda or cuda:N ({str(error).splitlines()[0]})") from None
+        raise UserError(f"device {device!r}: give auto, cpu, cuda or cuda:N ({say_briefly(error)})") from None
     wanted = loaded.config.train.amp
     if wanted == "fp16" and where.type == "cpu":
         amp = resolve_amp("auto", where)

@@ -78,7 +78,7 @@ class PredictReport:
 
 def predict(
     checkpoint: Path | str,
-    inputs: Sequence[Path | str],
+    inputs: Sequence[Path | str] | Path | str,
     out: Path | str,
     *,
     overlay: bool = False,
@@ -115,7 +115,7 @@ def predict(
 
     Args:
         checkpoint: best.pt or last.pt of a run.
-        inputs: image files, folders of images, and patterns such as "photos/**/*.jpg".
+        inputs: image files, folders of images, and patterns such as "photos/**/*.jpg"; one of them, or several.
         out: folder for the results; made if need be.
         overlay: also draw overlays.
         probs: also write probabilities.
@@ -146,6 +146,7 @@ def predict(
     _check_choice("--mask-npy", mask_npy, MASK_NPY_CHOICES)
     if max_pixels < 1:
         raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, at least 1")
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     images = list_images([Path(path) for path in inputs], out)
     trained = load_model(checkpoint, device=device, weights=weights, console=console)
     config = trained.checkpoint.config

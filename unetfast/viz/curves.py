@@ -26,6 +26,7 @@ TRAIN: dict[str, Any] = {"color": "#1b4f8f", "linestyle": "-"}
 VAL: dict[str, Any] = {"color": "#d9822b", "linestyle": "--", "marker": "o", "markersize": 4.0}
 EMA: dict[str, Any] = {"color": "#8350c4", "linestyle": "-.", "marker": "s", "markersize": 3.5}
 OTHER: dict[str, Any] = {"color": "#5aa36a", "linestyle": ":", "marker": "^", "markersize": 4.0}
+ACCURACY: dict[str, Any] = {"color": "#777777", "linestyle": "--", "marker": "x", "markersize": 4.0}
 
 
 def draw_curves(rows: Sequence[Row], *, title: str = "") -> Image.Image:
@@ -62,8 +63,10 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     if len(steps) > SMOOTHED_POINTS:
         axes.plot(steps, losses, color=TRAIN["color"], alpha=0.25, linewidth=0.8)
         axes.plot(steps, running_mean(losses, len(losses) // 20), label="training (running mean)", **TRAIN)
-    elif len(steps):
+    elif len(steps) > 1:
         axes.plot(steps, losses, label="training", **TRAIN)
+    else:  # fewer steps than two rows: the means of the epochs say more
+        _plot(axes, rows, "epoch", "loss", "training (epoch means)", TRAIN)
     _plot(axes, rows, "val", "loss", "validation", VAL)
     _plot(axes, rows, "val_ema", "loss", "validation, averaged weights", EMA)
     drawn = np.concatenate([losses, collect(rows, "val", "loss")[1]])
@@ -79,6 +82,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Row]) -> None:
     _plot(axes, rows, "val", "mean_iou", "mean IoU, validation", VAL)
     _plot(axes, rows, "val_ema", "mean_iou", "mean IoU, averaged weights", EMA)
     _plot(axes, rows, "val", "mean_dice", "mean Dice, validation", OTHER)
+    _plot(axes, rows, "val", "pixel_accuracy", "pixel accuracy, validation", ACCURACY)
     axes.set_ylim(0, 1.02)
 
 
@@ -86,6 +90,8 @@ def _draw_rate(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title("learning rate")
     axes.set_ylabel("learning rate")
     _plot(axes, rows, "train", "learning_rate", "", TRAIN | {"marker": ".", "markersize": 5.0})
+    if not len(collect(rows, "train", "learning_rate")[0]):
+        axes.text(0.5, 0.5, "fewer steps than log.every_steps", ha="center", va="center", transform=axes.transAxes)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.set_ylim(bottom=0)
 
@@ -105,5 +111,5 @@ def _finish(axes: Axes, rows: Sequence[Row]) -> None:
         axes.spines[side].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=9)
-    if not rows:
+    if not rows and not axes.texts:
         axes.text(0.5, 0.5, "no rows yet", ha="center", va="center", transform=axes.transAxes)

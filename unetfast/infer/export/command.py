@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from unetfast.checkpoint import write_whole
-from unetfast.errors import UserError
+from unetfast.errors import UserError, say_briefly
 from unetfast.infer.export.graph import MaskNet
 from unetfast.infer.export.metadata import build_metadata
 from unetfast.infer.export.onnx_file import DEFAULT_OPSET, build_onnx, check_onnx_request, open_onnx
@@ -160,7 +160,7 @@ def compare_masks(net: MaskNet, run: Callable[[np.ndarray], np.ndarray]) -> floa
         try:
             found_NHW = run(image_NCHW)
         except Exception as error:  # whatever a runtime raises
-            raise UserError(f"the exported model does not run ({str(error).strip().splitlines()[0][:200]})") from None
+            raise UserError(f"the exported model does not run ({say_briefly(error)})") from None
         if found_NHW.shape != expected_NHW.shape or found_NHW.dtype != expected_NHW.dtype:
             raise UserError(
                 f"the exported model gives {found_NHW.dtype} {found_NHW.shape} for images of {size_hw[0]}x{size_hw[1]}, "
