@@ -121,6 +121,31 @@ def test_toy_images_get_the_masks_of_predict(tmp_path: Path, exported: Exported,
     assert len(np.unique(together_NHW)) == 5
 
 
+OPTIONED = {
+    "block": "separable",
+    "attention": True,
+    "deep_supervision": 0.4,
+    "norm": "group",
+    "up": "bilinear",
+    "base_channels": 4,
+    "depth": 2,
+}
+RESNET = {"encoder": "resnet18", "depth": 5, "base_channels": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [OPTIONED, RESNET], ids=["optioned", "resnet18"])
+def test_other_networks_get_the_masks_of_predict(
+    tmp_path: Path, exported: Exported, save_model_at: SaveModel, make_labels: MakeLabels, model: dict[str, object]
+) -> None:
+    checkpoint = save_model_at(tmp_path / "best.pt", make_labels(5), size_hw=(64, 96), model=model)
+    balance_classes(checkpoint, exported.images)
+    report = export(checkpoint, tmp_path / "net.onnx")
+    assert report.differing_share is not None
+    run = open_file(tmp_path / "net.onnx")
+    assert compare_with_predict(checkpoint, run, exported.images, tmp_path / "out") <= MAX_SHARE
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_real_images_get_the_masks_of_predict(tmp_path: Path, exported: Exported, real_data: Path, suffix: str) -> None:
