@@ -21,7 +21,7 @@ def export(
             "--format", help="onnx and pt2: from pixels to class ids; safetensors: the weights. Default: by the suffix."
         ),
     ] = None,
-    opset: Annotated[int, typer.Option(metavar="N", help="Of ONNX; 18 or more.")] = 18,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Of ONNX alone; 18 or more. Default: 18.")] = None,
     weights: Annotated[Weights, typer.Option(help="auto: those that the run's best validation scored.")] = Weights.auto,
     size: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="At which the net works; default: the training size.")

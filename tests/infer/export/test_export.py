@@ -278,6 +278,10 @@ def test_messages(tmp_path: Path, save_tiny_model: SaveModel) -> None:
         choose_format("tflite", tmp_path / "net.tflite")
     with pytest.raises(UserError, match="--size has no meaning for safetensors"):
         export(checkpoint, tmp_path / "net.safetensors", size_hw=(64, 64))
+    for suffix in ("safetensors", "pt2"):  # the default of ONNX too, where it is asked for
+        with pytest.raises(UserError, match=f"^--opset 18 has no meaning for {suffix}: it is ONNX's; leave it out") as caught:
+            export(checkpoint, tmp_path / f"net.{suffix}", opset=18)
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such checkpoint"):
         export(tmp_path / "gone.pt", tmp_path / "net.onnx")
     with pytest.raises(UserError, match="holds no moving average"):

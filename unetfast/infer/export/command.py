@@ -53,7 +53,7 @@ def export(
     out: Path,
     *,
     format: str | None = None,  # noqa: A002  # as the option is called
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     weights: str = "auto",
     size_hw: tuple[int, int] | None = None,
     console: Console | None = None,
@@ -64,16 +64,19 @@ def export(
         checkpoint: best.pt or last.pt of a run.
         out: the file, with the format's own suffix.
         format: "onnx", "pt2" or "safetensors"; None takes it from the suffix of `out`.
-        opset: of ONNX.
+        opset: of ONNX, which alone has one; None takes 18.
         weights: "auto", "raw" or "ema".
         size_hw: height and width at which the net shall work, pixels; None takes the training size, and so `predict`'s masks.
         console: for notes; None is silent.
 
     Raises:
-        UserError: a suffix that is not the format's, a package is missing, an opset that cannot be written, a network that
-            cannot be traced, a file that cannot be written, or one that gives other masks than the model.
+        UserError: a suffix that is not the format's, a package is missing, an opset that cannot be written or is not asked of
+            ONNX, a network that cannot be traced, a file that cannot be written, or one that gives other masks than the model.
     """
     format = choose_format(format, out)  # noqa: A001
+    if opset is not None and format != "onnx":
+        raise UserError(f"--opset {opset} has no meaning for {format}: it is ONNX's; leave it out, or take --format onnx")
+    opset = DEFAULT_OPSET if opset is None else opset
     if format == "onnx":
         check_onnx_request(opset)
     if format == "safetensors":
