@@ -37,7 +37,7 @@ CORE_PACKAGES = {
     "tensorboard": "tensorboard",
 }
 _FOR_PICTURES = ("matplotlib", "tensorboard")  # without these the devices can still be looked at
-EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
+EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime", "safetensors": "safetensors"}
 OTHER_PACKAGES = {"torchvision": "torchvision"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+SPEAKER_S = 20.0  # in which the process that speaks has said why the command is refused
 
 
 def is_one_of_several() -> bool:
@@ -91,6 +95,8 @@ def _say_error(text: str) -> None:
     """Print one line; of several processes that have not met yet, the first one on each machine."""
     if not is_one_of_several() or os.environ.get("LOCAL_RANK", "0") == "0":
         sys.stderr.write(f"error: {text}\n")
+    else:  # torchrun stops all as soon as one ends, which must not cut off the one that speaks
+        time.sleep(SPEAKER_S)
 
 
 def _leave_at_once(code: int) -> NoReturn:
