@@ -46,9 +46,13 @@ def build_yardstick(
     Raises:
         ValueError: the augmentation has other changes, or there is no shard.
     """
-    others = [name for name in type(augment).model_fields if name not in SUPPORTED and getattr(augment, name).prob > 0]
+    # settings that are no augmentation of their own have no probability
+    probs = {name: getattr(getattr(augment, name), "prob", 0.0) for name in type(augment).model_fields}
+    others = [name for name, prob in probs.items() if name not in SUPPORTED and prob > 0]
+    if augment.max_class_share < 1:
+        others.append("max_class_share")
     if others:
-        raise ValueError(f"the yardstick knows no {', '.join(others)}; set augment.NAME.prob to 0")
+        raise ValueError(f"the yardstick knows no {', '.join(others)}; leave them out")
     tars = _repeat(sorted(split_folder.glob("*.tar")))
     if not tars:
         raise ValueError(f"{split_folder}: no shards")
