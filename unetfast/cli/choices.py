@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from unetfast.errors import UserError
+
+# the settings of a run, as every command that trains takes them
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="TOML file, or a hyperparams.json; keys that it leaves out keep their defaults."),
+]
+PresetOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A shipped config; default: that of the shards' data set.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as optimizer.learning_rate=1e-3; repeatable."),
+]
 
 
 class Dataset(StrEnum):

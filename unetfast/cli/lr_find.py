@@ -7,23 +7,16 @@ from typing import Annotated
 
 import typer
 
+from unetfast.cli.choices import ConfigOption, PresetOption, SetOption
 from unetfast.cli.program import app, notes_console
 
 
 @app.command("lr-find", epilog="Example: `unetfast lr-find --shards shards/ --set optimizer.name=sgd --out lr-find.png`")
 def lr_find(
     shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="TOML file, or a hyperparams.json; keys that it leaves out keep their defaults."),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A shipped config; default: that of the shards' data set.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as optimizer.name=sgd; repeatable."),
-    ] = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
     steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps of the test.")] = 100,
     from_: Annotated[float, typer.Option("--from", metavar="RATE", help="Learning rate of the first step.")] = 1e-7,
     to: Annotated[float, typer.Option("--to", metavar="RATE", help="Learning rate of the last step.")] = 1.0,

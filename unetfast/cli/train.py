@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unetfast.cli.choices import ConfigOption, PresetOption, SetOption
 from unetfast.cli.program import app, is_one_of_several, notes_console
 from unetfast.errors import UserError
 
@@ -20,17 +21,9 @@ def train(
         Path | None,
         typer.Option(metavar="FOLDER", help="Shard folder; may be left out where --config is a JSON that names its folders."),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="TOML file, or a hyperparams.json; keys that it leaves out keep their defaults."),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A shipped config; default: that of the shards' data set.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as optimizer.learning_rate=1e-3; repeatable."),
-    ] = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; default: runs/DATASET-NUMBER.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the run folder --out.")] = False,
 ) -> None:
