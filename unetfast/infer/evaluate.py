@@ -192,26 +192,11 @@ def evaluate(
             with amp.autocast(device):
                 logits_NKHW = model(image_NCHW)
             _add_loss(loss, world, logits_NKHW, mask_NHW, loss_sum, weight_sum)
-            wanted = min(num, collect_panels - len(panels))
-            if size == "training":
-                pred_NHW = logits_NKHW.max(dim=1).indices  # argmax gives the same, and is 20 times slower on a CPU
-                confusion_NKK = confusion_per_image(
-                    pred_NHW, mask_NHW, num_classes=num_classes, ignore_index=labels.ignore_index
-                )[:num]
-            else:
-                pred_NHW = logits_NKHW[:wanted].max(dim=1).indices if wanted > 0 else mask_NHW[:0]
-                confusion_NKK = confusion_KK.new_zeros(num, num_classes, num_classes)
-                for place, sample_id in enumerate(batch.sample_ids.tolist()):
-                    confusion_NKK[place] = _confusion_at_source(logits_NKHW[place], reader, sample_id, labels)
-                    if on_logits is not None:
-                        on_logits(logits_NKHW[place], sample_id)
+            confusion_NKK = _count_batch(logits_NKHW, mask_NHW, batch, reader, labels, size=size, on_logits=on_logits)
             confusion_KK += confusion_NKK.sum(dim=0)
             scores.append((batch.sample_ids.copy(), image_scores(confusion_NKK)))
-            for place in range(wanted):
-                # a batch is valid until the next one is asked for: clone what is kept
-                parts = (image_NCHW[place].clone(), mask_NHW[place].clone(), pred_NHW[place].clone())
-                sample_id = int(batch.sample_ids[place])
-                panels.append((*parts, reader.key(sample_id), _caption(reader, sample_id)))
+            wanted = min(num, collect_panels - len(panels))
+            panels += _keep_panels(image_NCHW[:wanted], mask_NHW[:wanted], logits_NKHW[:wanted], batch, reader)
             num_images += num
             if on_batch is not None:
                 on_batch(num_images)
@@ -231,6 +216,42 @@ def evaluate(
         notes=notes,
         images=_read_image_scores(scores, world),
     )
+
+
+def _count_batch(
+    logits_NKHW: Tensor,
+    mask_NHW: Tensor,
+    batch: Batch,
+    reader: SplitReader,
+    labels: LabelTable,
+    *,
+    size: str,
+    on_logits: Callable[[Tensor, int], None] | None,
+) -> Tensor:
+    """Count the pixels of each image of a batch, its padding left out: int64, (N, K, K), on the device."""
+    num, num_classes = len(batch.sample_ids), labels.num_classes
+    if size == "training":
+        pred_NHW = logits_NKHW.max(dim=1).indices  # argmax gives the same, and is 20 times slower on a CPU
+        ignore_index = labels.ignore_index
+        return confusion_per_image(pred_NHW, mask_NHW, num_classes=num_classes, ignore_index=ignore_index)[:num]
+    confusion_NKK = torch.zeros(num, num_classes, num_classes, dtype=torch.int64, device=logits_NKHW.device)
+    for place, sample_id in enumerate(batch.sample_ids.tolist()):
+        confusion_NKK[place] = _confusion_at_source(logits_NKHW[place], reader, sample_id, labels)
+        if on_logits is not None:
+            on_logits(logits_NKHW[place], sample_id)
+    return confusion_NKK
+
+
+def _keep_panels(
+    image_NCHW: Tensor, mask_NHW: Tensor, logits_NKHW: Tensor, batch: Batch, reader: SplitReader
+) -> list[tuple[Tensor, Tensor, Tensor, str, str]]:
+    """Copy what a picture of each image needs: a batch is valid until the next one is asked for."""
+    kept = []
+    for place, logits_KHW in enumerate(logits_NKHW):
+        sample_id = int(batch.sample_ids[place])
+        parts = (image_NCHW[place].clone(), mask_NHW[place].clone(), logits_KHW.max(dim=0).indices)
+        kept.append((*parts, reader.key(sample_id), _caption(reader, sample_id)))
+    return kept
 
 
 def _same_number(loader: Loader, world: World) -> Iterator[Batch | None]:
