@@ -30,6 +30,8 @@ def test_torchs_own_error_on_the_host_is_known() -> None:
         (MemoryError(), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors ..."), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul primitive"), False),
         (RuntimeError("shapes differ"), False),
         (ValueError("not enough memory"), False),
     ],

@@ -329,7 +329,7 @@ with build_run(Path(sys.argv[1]), build_config(tree), RunFolder(Path(sys.argv[2]
     run.optimizer.zero_grad()
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + 120 * 2**20, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (held + 130 * 2**20, resource.RLIM_INFINITY))
     train_step(run, batch)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert all(weight.isfinite().all() for weight in run.model.parameters())

@@ -100,7 +100,11 @@ def _say_error(text: str) -> None:
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End one of several processes without tidying up: a GPU that waits for a process that is gone would never let it end."""
+    """End one of several processes without tidying up.
+
+    A GPU that waits for a process that is gone would never let it end; and where all went well, gloo's threads can outlive the
+    process group and abort the interpreter as it shuts down ("terminate called without an active exception").
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -116,7 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         # the exit code of a command that raised Exit (or of --help), else what the command returned: nothing
-        sys.exit(app(arguments, standalone_mode=False))
+        code = app(arguments, standalone_mode=False)
+        if is_one_of_several():
+            _leave_at_once(code or 0)
+        sys.exit(code)
     except _UsageError as error:
         _refuse_usage(error)
     except ToldError:  # another process of the run says it

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
-# of the CPU allocator, of CUDA's libraries, and of CUDA itself where the error is not torch.OutOfMemoryError
+# of the CPU allocator, of oneDNN (whose kernels are written into memory of their own; without an address space for them it says
+# no more than this), of CUDA's libraries, and of CUDA itself where the error is not torch.OutOfMemoryError
 _SIGNS = (
-    *("can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("can't allocate memory", "not enough memory", "could not create a primitive", "could not create a memory object"),
+    *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("CUDA out of memory", "CUDA error: out of memory"),
 )
 _PROC = Path("/proc")
@@ -25,7 +27,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on a GPU or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    text = str(error)
+    if "primitive descriptor" in text:  # oneDNN has no kernel for the operation: no matter how much memory there is
+        return False
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
 def next_accumulation(num_images: int, accumulation: int) -> int | None:
