@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; d
 	"$$name" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& { command -v "$$name"; break; }; done)
 
-.PHONY: help demo test venv
+.PHONY: help demo test venv peers
 help:
 	@echo 'make demo   the whole job on toy data: shard, inspect, train, eval, predict; results in runs/demo/'
 	@echo 'make test   every gate: format, lint, types, imports, tests (ARGS="-k name" goes to pytest)'
@@ -21,6 +21,14 @@ test: $(STAMP)
 	$(VENV)/bin/python tools/check.py $(ARGS)
 
 venv: $(STAMP)
+
+peers: .peers/.made-by-make
+
+# packages to compare with; they stand apart, and never in $(VENV)
+.peers/.made-by-make: benchmarks/peers.txt $(STAMP)
+	rm -rf .peers
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target .peers -r benchmarks/peers.txt
+	@touch $@
 
 # the extra dali holds a marker: it installs nothing but on Linux (x86-64, aarch64)
 $(STAMP): pyproject.toml constraints.txt

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from harness import SideError
-
+from unetfast.bench.harness import SideError
 from unetfast.errors import UserError
 
 

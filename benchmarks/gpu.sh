@@ -116,7 +116,7 @@ mapfile -t FILES < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v 
 
 # nothing here is timed, so it runs side by side
 part environment 30 env PYTHONPATH="$ROOT/benchmarks:$PYTHONPATH" bash -c environment
-begin data 150 nice -n 10 "$PYTHON" benchmarks/toyshards.py carvana clevr ade20k "${SMALL[@]}" --data "$WORK/data"
+begin data 150 nice -n 10 "$PYTHON" -m unetfast.bench.toyshards carvana clevr ade20k "${SMALL[@]}" --data "$WORK/data"
 begin tests 130 "$PYTHON" -m pytest "${TESTS[@]}" tests/loader "${FILES[@]}"
 part probe 120 "$PYTHON" benchmarks/gpu_probe.py --device "$DEVICE" --steps works --json "$WORK/probe.json"
 finish data

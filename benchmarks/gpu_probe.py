@@ -18,7 +18,8 @@ from typing import Any
 
 import probe_steps
 from apart import Apart
-from harness import SideError, describe_environment, finish
+
+from unetfast.bench.harness import SideError, describe_environment, finish
 
 Steps = dict[str, Callable[[str], dict[str, Any]]]
 

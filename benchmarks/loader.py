@@ -17,12 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import SideError, describe_environment, finish, format_spread, format_table, percentile, spread, take_turns
-from shardfacts import describe_shards
 from side import SideProcess
 from sides import SidePlan, plan_sides
-from toyshards import add_data_arguments, make_toy_shards
 
+from unetfast.bench.harness import (
+    SideError,
+    describe_environment,
+    finish,
+    format_spread,
+    format_table,
+    percentile,
+    spread,
+    take_turns,
+)
+from unetfast.bench.shardfacts import describe_shards
+from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
 from unetfast.config import apply_overrides, build_config, preset_names, read_preset_tree
 from unetfast.data.manifest import read_manifest
 from unetfast.errors import UserError
@@ -165,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse_arguments(arguments)
     try:
         if given.toy:
-            made = make_toy_shards(given.toy, given.data, small=given.small)
+            made = make_toy_shards(given.toy, given.data, small=given.small, seed=given.seed)
             given.shards, given.png_shards = made.shards, made.png_shards
         dataset = read_manifest(given.shards).dataset
         tree = read_preset_tree(dataset if dataset in preset_names() else "folder")

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from apart import one_line
 from device_meter import DeviceMeter
-from harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
-from shardfacts import describe_shards
-from toyshards import add_data_arguments, make_toy_shards
 
+from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
+from unetfast.bench.shardfacts import describe_shards
+from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
 from unetfast.config import apply_overrides, build_config, read_preset_tree
 from unetfast.data.manifest import read_manifest
 from unetfast.device import num_usable_cores, resolve_device
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     record |= {"device": given.device, "toy": given.toy is not None, "environment": describe_environment()}
     try:
         if given.toy:
-            given.shards = make_toy_shards(given.toy, given.data, small=given.small).shards
+            given.shards = make_toy_shards(given.toy, given.data, small=given.small, seed=given.seed).shards
         record |= {"data": describe_shards(given.shards), **_measure(given)}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from harness import describe_environment, finish
+from unetfast.bench.harness import describe_environment, finish
 
 RESULTS = Path(__file__).parent / "results"
 

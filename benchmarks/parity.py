@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from apart import Apart
-from harness import SideError, describe_environment, finish, format_table, percentile
-from toyshards import add_data_arguments, make_toy_shards
 
+from unetfast.bench.harness import SideError, describe_environment, finish, format_table, percentile
+from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
 from unetfast.config import apply_overrides, build_config, preset_names, read_preset_tree
 from unetfast.data.manifest import read_manifest
 from unetfast.errors import UserError
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, dict[str, Any]] = {}
     try:
         if given.toy:
-            given.shards = make_toy_shards(given.toy, given.data, small=given.small).shards
+            given.shards = make_toy_shards(given.toy, given.data, small=given.small, seed=given.seed).shards
         read_manifest(given.shards)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

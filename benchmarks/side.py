@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from apart import describe_death, one_line
-from harness import SideError
 
+from unetfast.bench.harness import SideError
 from unetfast.errors import UserError
 
 START_TIMEOUT_S = 90.0

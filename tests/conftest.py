@@ -21,6 +21,17 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that holds small toy shards of all three sets, drawn and packed once."""
+    from unetfast.bench.toyshards import TOY_SETS, make_toy_shards
+
+    root = tmp_path_factory.mktemp("toy")
+    for name in TOY_SETS:
+        make_toy_shards(name, root, small=True)
+    return root
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Let torch compute on one thread, as beside other tests it should."""

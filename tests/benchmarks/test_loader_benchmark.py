@@ -10,8 +10,8 @@ import loader as benchmark
 import loader_tax
 import pytest
 import sides
-import toyshards
 
+from unetfast.bench import toyshards
 from unetfast.config import read_preset_tree
 from unetfast.errors import UserError
 

@@ -7,8 +7,9 @@ import signal
 import made_sides
 import pytest
 from apart import Apart
-from harness import SideError
 from side import SideProcess
+
+from unetfast.bench.harness import SideError
 
 
 def test_a_side_runs_rounds_of_its_own() -> None:

@@ -23,6 +23,8 @@ class LoaderConfig(Section):
     sampler: Literal["shuffle", "sequential", "balanced"] = "shuffle"
     on_bad: Literal["error", "skip"] = "error"
     checksum: bool = True  # test every member's xxh3 before it is decoded
+    cache: Literal["off", "ram", "gpu"] = "off"  # where pixels stay that were decoded once
+    cache_mib: int = Field(0, ge=0)  # most memory that the cache takes; 0: half of what is free
 
     @field_validator("batch_size", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ run, so that a machine which gets slower hits all of them alike.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_ROOT = Path(__file__).parents[2]
 
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "lz4", "xxhash")
 # of these a machine has one name or another, or none
@@ -35,6 +38,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "processor": read_processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "cpu_features": read_cpu_features(),
         "gpus": read_gpus(),
         "python": platform.python_version(),
         "packages": found,
@@ -58,6 +62,14 @@ def read_processor() -> str:
     return platform.processor()
 
 
+def read_cpu_features() -> list[str]:
+    """Name the vector and matrix instructions of the processor that the figures here depend on, from /proc/cpuinfo."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return sorted({*line.split()} & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile"})
+    return []
+
+
 def read_gpus() -> list[str]:
     """Name each NVIDIA GPU with memory and driver, as nvidia-smi tells it; empty without one."""
     program = shutil.which("nvidia-smi")
@@ -72,13 +84,13 @@ def read_gpus() -> list[str]:
 
 
 def read_revision() -> str:
-    """Return the commit of this checkout, `-dirty` where tracked files differ; without git, UNETFAST_REVISION or "unknown"."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
-    try:
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        told = None
-    revision = told.stdout.strip() if told is not None else ""
+    """Return the commit of this checkout, `-dirty` where tracked files differ; elsewhere UNETFAST_REVISION or "unknown"."""
+    revision = ""
+    if (_ROOT / ".git").exists():  # an installed copy may lie inside somebody else's
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
+        with contextlib.suppress(OSError):
+            told = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+            revision = told.stdout.strip()
     return revision or os.environ.get("UNETFAST_REVISION", "unknown")
 
 

@@ -39,7 +39,10 @@ class JpegHeader:
             return "grey"
         (across, down), chroma = self.sampling[0], self.sampling[1]
         ratio = (across / chroma[0], down / chroma[1])
-        names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
+        names: dict[tuple[float, float], str] = {
+            **{(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0"},
+            **{(2, 2): "4:2:0", (4, 1): "4:1:1", (4, 2): "4:1:0"},
+        }
         return names.get(ratio, f"{across}x{down} by {chroma[0]}x{chroma[1]}")
 
     def decoder(self) -> str:

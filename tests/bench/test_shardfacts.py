@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shardfacts
 from PIL import Image
-from toyshards import TOY_SETS, make_toy_shards
+
+from unetfast.bench import shardfacts
+from unetfast.bench.toyshards import TOY_SETS, make_toy_shards
 
 
 def encode(mode: str = "RGB", **options: object) -> bytes:

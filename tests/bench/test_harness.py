@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import harness
 import numpy as np
 import pytest
+
+from unetfast.bench import harness
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
@@ -63,7 +64,7 @@ def test_a_table_is_aligned() -> None:
 
 def test_the_environment_names_what_a_figure_depends_on() -> None:
     found = harness.describe_environment()
-    assert set(found) == {"processor", "cores", "gpus", "python", "packages", "git_revision", "utc"}
+    assert set(found) == {"processor", "cores", "cpu_features", "gpus", "python", "packages", "git_revision", "utc"}
     assert found["packages"]["torch"] != "not installed"
     assert found["cores"] >= 1
 

@@ -1,6 +1,6 @@
 """Shards of toy data in the sizes of the real sets, drawn and packed once: what a benchmark reads on a machine without data.
 
-    python benchmarks/toyshards.py carvana --samples 48
+    python -m unetfast.bench.toyshards carvana --samples 48
 
 Drawn pictures carry sensor noise, so a JPEG of them is larger than a photograph's (a full-size car is about 500 KB, a real one
 about 100 to 300 KB): bytes an image stand in every record.
@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unetfast.data.options import PackOptions
@@ -48,6 +48,7 @@ TOY_SETS = {
 }
 SMALL_SAMPLES = 16  # of a set in a test's size
 SMALL_DIVISOR = 4  # of its sides there
+_SEED_STRIDE = 1_000_003  # so that groups of two seeds are drawn from different numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class ToyShards:
     png_shards: Path
 
 
-def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, small: bool = False) -> ToyShards:
+def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, small: bool = False, seed: int = 0) -> ToyShards:
     """Draw and pack a toy set below `root`, once; the same arguments find it again.
 
     Args:
@@ -71,6 +72,21 @@ def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, sm
         root: folder for this and other sets.
         num_samples: at least; whole cars and videos are drawn.
         small: a few small images, for tests.
+        seed: of contents (and, for ade20k, of sizes): another one draws another set.
+    """
+    source = draw_toy(name, root, num_samples=num_samples, small=small, seed=seed)
+    made = ToyShards(root / f"{source.name}-shards", root / f"{source.name}-png")
+    options = PackOptions(val_fraction=0.0, shard_mib=16.0)
+    pack(source, made.shards, dataset=name, options=options)
+    pack(source, made.png_shards, dataset=name, options=replace(options, image_codec="png", mask_codec="png"))
+    return made
+
+
+def draw_toy(name: str, root: Path, *, num_samples: int | None = None, small: bool = False, seed: int = 0) -> Path:
+    """Draw a toy set below `root`, once, and do not pack it; arguments as of `make_toy_shards`.
+
+    Returns:
+        The source folder.
     """
     toy = TOY_SETS[name]
     if small:
@@ -78,24 +94,21 @@ def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, sm
         size_hw = (height // SMALL_DIVISOR, width // SMALL_DIVISOR)
         toy = ToySet(size_hw, min(4, toy.images_per_group), toy.layout, SMALL_SAMPLES)
     wanted = num_samples or toy.num_samples
-    source = root / f"{name}-{toy.size_hw[0]}x{toy.size_hw[1]}-{wanted}"
+    seeded = f"-seed{seed}" if seed else ""
+    source = root / f"{name}-{toy.size_hw[0]}x{toy.size_hw[1]}-{wanted}{seeded}"
     if not source.is_dir():
-        _draw(name, toy, wanted, source)
-    made = ToyShards(root / f"{source.name}-shards", root / f"{source.name}-png")
-    options = {"val_fraction": 0.0, "shard_mib": 16.0}
-    pack(source, made.shards, dataset=name, options=PackOptions(**options))
-    pack(source, made.png_shards, dataset=name, options=PackOptions(**options, image_codec="png", mask_codec="png"))
-    return made
+        _draw(name, toy, wanted, source, seed=seed)
+    return source
 
 
-def _draw(name: str, toy: ToySet, num_samples: int, out: Path) -> None:
+def _draw(name: str, toy: ToySet, num_samples: int, out: Path, *, seed: int) -> None:
     """Draw groups in as many processes as there are cores, each into a folder of its own, and put them together."""
     num_groups = -(-num_samples // toy.images_per_group)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work_name:
         work = Path(work_name)
         folders = [work / str(number) for number in range(num_groups)]
-        draw = functools.partial(_draw_group, name, toy)
+        draw = functools.partial(_draw_group, name, toy, seed)
         num_processes = min(num_groups, len(os.sched_getaffinity(0)))
         with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             list(pool.map(draw, folders, range(num_groups), chunksize=max(1, num_groups // 64)))
@@ -105,13 +118,13 @@ def _draw(name: str, toy: ToySet, num_samples: int, out: Path) -> None:
         whole.rename(out)
 
 
-def _draw_group(name: str, toy: ToySet, folder: Path, number: int) -> None:
+def _draw_group(name: str, toy: ToySet, seed: int, folder: Path, number: int) -> None:
     num_groups = 2 if name == "ade20k" else 1  # its layout has a validation folder, which wants an image too
     write_toy(
         folder,
         name,
         num_groups=num_groups,
-        seed=number,
+        seed=seed * _SEED_STRIDE + number,
         images_per_group=toy.images_per_group,
         size_hw=toy.size_hw,
         layout=toy.layout,
@@ -142,6 +155,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--shards", type=Path, help="packed by `unetfast shard`; its train split is read")
     parser.add_argument("--data", type=Path, default=default_root(), help="keeps toy shards (default %(default)s)")
     parser.add_argument("--small", action="store_true", help="toy images of a quarter of their height and width")
+    parser.add_argument("--seed", type=int, default=0, help="of the toy data: another one draws other contents and sizes")
 
 
 def main() -> None:
@@ -150,9 +164,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default_root(), help="folder to keep them in (default %(default)s)")
     parser.add_argument("--samples", type=int, default=None, help="at least so many (default: by set)")
     parser.add_argument("--small", action="store_true", help="a few small images, to try a benchmark")
+    parser.add_argument("--seed", type=int, default=0, help="of contents and sizes (default 0)")
     given = parser.parse_args()
     for name in given.names:
-        made = make_toy_shards(name, given.data, num_samples=given.samples, small=given.small)
+        made = make_toy_shards(name, given.data, num_samples=given.samples, small=given.small, seed=given.seed)
         print(f"{made.shards}\n{made.png_shards}", flush=True)
 
 
