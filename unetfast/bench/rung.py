@@ -1,0 +1,183 @@
+"""A rung of `unetfast bench`: one stage of the way from bytes to trained images, measured in rounds.
+
+Rungs take turns round by round, so that a machine which gets slower hits all of them alike. Every rung does the same work in
+each of its rounds; how much that is, it settles in its warm-up, which is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from unetfast.bench.harness import spread, take_turns
+
+if TYPE_CHECKING:
+    import torch
+
+MIN_ROUND_STEPS = 3  # a round of fewer steps is no figure, however long they take
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round of a rung did.
+
+    Args:
+        num_images: images that went through.
+        wall_s: seconds they took.
+        core_s: processor seconds of the whole process (and of its workers, where the rung has some) meanwhile.
+        figures: what else is told of each round, by name with its unit at the end: data_wait_pct, mib_per_s, ...
+    """
+
+    num_images: int
+    wall_s: float
+    core_s: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Rung(Protocol):
+    """What can be measured in rounds."""
+
+    name: str
+
+    def warm_up(self, seconds: float) -> None:
+        """Bring the rung to its steady state (compile, fill queues), and settle how much work a round of `seconds` is."""
+        ...
+
+    def run_round(self) -> Round:
+        """Do a round's work, to its end: where a GPU has part in it, wait for it."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Tell what the figures depend on (steps a round, batch, sizes, ...), after the last round; plain JSON."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """Figures of one rung.
+
+    Args:
+        name: read, loader, model, train or shard.
+        images_per_s: as `harness.spread` of the rounds.
+        core_s_per_image: likewise, seconds.
+        host_peak_mib: most resident memory of the whole process in one of the rung's rounds, MiB; what the other rungs of this
+            run hold is in it.
+        device_peak_mib: most memory that torch's tensors took on the GPU in one of its rounds, MiB; None without a GPU.
+        facts: what the rung tells of itself, and the spread of each further figure of its rounds; plain JSON.
+    """
+
+    name: str
+    images_per_s: dict[str, Any]
+    core_s_per_image: dict[str, Any]
+    host_peak_mib: float
+    device_peak_mib: float | None
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Peaks:
+    """The most memory that was in use since the last reset, of this process and of one GPU.
+
+    Args:
+        device: whose memory is watched; None or a CPU: none.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device if device is not None and device.type == "cuda" else None
+        self.host_mib = 0.0
+        self.device_mib: float | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around a round: afterwards `host_mib` and `device_mib` hold the greatest peak of all rounds so far."""
+        reset_host_peak()
+        if self._device is not None:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        self.host_mib = max(self.host_mib, read_host_peak_mib())
+        if self._device is not None:
+            import torch
+
+            self.device_mib = max(self.device_mib or 0.0, torch.cuda.max_memory_allocated(self._device) / 2**20)
+
+
+def reset_host_peak() -> None:
+    """Let the system count this process's peak of resident memory anew, where it can (Linux; else the peak stays)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_host_peak_mib() -> float:
+    """Read the most resident memory of this process since the last reset, MiB; 0 where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class Stopwatch:
+    """Wall time, and processor time of this process and of the children it has waited for, since it was made."""
+
+    def __init__(self) -> None:
+        self._began_s, self._cpu_began_s = time.perf_counter(), _processor_s()
+
+    def read(self) -> tuple[float, float]:
+        """Return wall seconds and processor seconds."""
+        return time.perf_counter() - self._began_s, _processor_s() - self._cpu_began_s
+
+
+def _processor_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def steps_of(seconds: float, step_s: float) -> int:
+    """Say how many steps of `step_s` seconds make a round of about `seconds`."""
+    return max(MIN_ROUND_STEPS, round(seconds / max(step_s, 1e-9)))
+
+
+def measure_rungs(
+    rungs: Mapping[str, Rung], *, rounds: int, seconds: float, device: torch.device | None = None
+) -> dict[str, RungResult]:
+    """Warm up all rungs, one after another, then let them take turns.
+
+    Args:
+        rungs: by name, in the order in which they are warmed up.
+        rounds: of each.
+        seconds: of a round, about.
+        device: the GPU whose memory is told; None or a CPU: none is.
+    """
+    for rung in rungs.values():
+        rung.warm_up(seconds)
+    peaks = {name: Peaks(device) for name in rungs}
+
+    def turn(name: str) -> Round:
+        with peaks[name].watching():
+            return rungs[name].run_round()
+
+    turns = take_turns({name: partial(turn, name) for name in rungs}, rounds)
+    return {name: sum_up(rung, turns[name], peaks[name]) for name, rung in rungs.items()}
+
+
+def sum_up(rung: Rung, rounds: list[Round], peaks: Peaks) -> RungResult:
+    """Turn the rounds of a rung into its figures."""
+    further = {name: spread([one.figures[name] for one in rounds]) for name in rounds[0].figures}
+    return RungResult(
+        name=rung.name,
+        images_per_s=spread([one.num_images / one.wall_s for one in rounds]),
+        core_s_per_image=spread([one.core_s / one.num_images for one in rounds]),
+        host_peak_mib=round(peaks.host_mib, 1),
+        device_peak_mib=None if peaks.device_mib is None else round(peaks.device_mib, 1),
+        facts={**rung.describe(), **further},
+    )
