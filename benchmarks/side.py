@@ -1,8 +1,8 @@
 """One side of a loader benchmark in a process of its own.
 
 So processor time and memory of a side are its own, threads of one side never wait behind another's interpreter lock, and a
-side that crashes or hangs ends alone: the others go on. The parent says when a round begins; between rounds a side only
-holds its prefetched batches.
+side that crashes or hangs ends alone: the others go on. The parent says when a round begins; a round's answer comes when the
+side is at rest, so between rounds it only holds its prefetched batches. Worker processes of a side count as part of it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import contextlib
 import multiprocessing
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from apart import describe_death, one_line
@@ -23,6 +25,7 @@ from unetfast.errors import UserError
 
 START_TIMEOUT_S = 90.0
 ROUND_TIMEOUT_S = 30.0
+_REST_S, _LONGEST_UNREST_S = 0.02, 3.0  # without work for so long is at rest; some sides never are
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class BuiltSide:
         facts: what the record should say of the side; plain JSON.
         close: ends threads and files.
         lead_in: batches that are taken before the clock starts, so that nothing made before the round is counted.
+        batches_at_once: that many come at about the same time, one from each worker process; a round holds whole sets of them.
     """
 
     batches: Iterator[tuple[Any, ...]]
@@ -42,6 +46,7 @@ class BuiltSide:
     facts: dict[str, Any]
     close: Callable[[], None]
     lead_in: int
+    batches_at_once: int = 1
 
 
 class SideProcess:
@@ -67,9 +72,11 @@ class SideProcess:
         self.error = ""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, build, spec, device), name=f"side {name}", daemon=True)
+        # no daemon: those may have no worker processes of their own
+        self._process = context.Process(target=_serve, args=(theirs, build, spec, device), name=f"side {name}")
         self._process.start()
         theirs.close()
+        self._end = weakref.finalize(self, _end_process, self._process, self._pipe)
 
     def start(self, warmup_s: float) -> dict[str, Any]:
         """Build the side and run a first round, which is not a figure: it returns what `run_round` does.
@@ -98,12 +105,7 @@ class SideProcess:
 
     def close(self) -> None:
         """End the process; one that does not follow is killed."""
-        self.ask_to_end()
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._pipe.close()
+        self._end()
 
     def _send(self, message: Any) -> None:
         try:
@@ -130,11 +132,30 @@ class SideProcess:
         raise SideError(f"{self.name}: {reason}")
 
 
+def _end_process(process: SpawnProcess, pipe: Connection) -> None:
+    with contextlib.suppress(OSError):
+        pipe.send(None)
+    process.join(timeout=10)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    pipe.close()
+
+
 @dataclass(slots=True)
-class _Round:
-    """Timed batches of a round."""
+class Taken:
+    """Batches taken in a row.
+
+    Args:
+        num_images: in them.
+        wall_s: that it took.
+        cpu_s: processor time of this process and its worker processes meanwhile.
+        waits_s: for each batch.
+    """
 
     num_images: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
 
 
@@ -171,28 +192,65 @@ def _run_round(side: BuiltSide, meter: Any, seconds: float) -> dict[str, Any]:
     for _ in range(side.lead_in):
         next(side.batches)
     _synchronize(side.device)
-    took = _Round()
     with meter.sampling():
-        began_s, cpu_began_s = time.perf_counter(), time.process_time()
-        last_s = began_s
-        while last_s < began_s + seconds:
-            image_NCHW = next(side.batches)[0]
-            now_s = time.perf_counter()
-            took.waits_s.append(now_s - last_s)
-            last_s = now_s
-            took.num_images += len(image_NCHW)
-        _synchronize(side.device)
-        wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_began_s
+        took = take_batches(side, seconds)
+    _wait_for_rest()
     return {
-        "images_per_s": took.num_images / wall_s,
-        "cpu_s_per_image": cpu_s / took.num_images,
-        "cores_used": cpu_s / wall_s,
+        "images_per_s": took.num_images / took.wall_s,
+        "cpu_s_per_image": took.cpu_s / took.num_images,
+        "cores_used": took.cpu_s / took.wall_s,
         "waits_s": took.waits_s,
         **meter.read(),
         "no_shares_because": meter.missing,
         **meter.memory(),
         "host_peak_mib": read_status_mib("VmHWM"),
+        "workers_peak_mib": round(sum(read_status_mib("VmHWM", child) for child in _worker_pids()), 1),
     }
+
+
+def take_batches(side: BuiltSide, seconds: float) -> Taken:
+    """Take batches for `seconds`, and until those are whole sets of `side.batches_at_once`."""
+    took = Taken()
+    began_s, cpu_began_s = time.perf_counter(), read_cpu_s()
+    last_s = began_s
+    while last_s < began_s + seconds or len(took.waits_s) % side.batches_at_once:
+        image_NCHW = next(side.batches)[0]
+        now_s = time.perf_counter()
+        took.waits_s.append(now_s - last_s)
+        last_s = now_s
+        took.num_images += len(image_NCHW)
+    _synchronize(side.device)
+    took.wall_s, took.cpu_s = time.perf_counter() - began_s, read_cpu_s() - cpu_began_s
+    return took
+
+
+def read_cpu_s() -> float:
+    """Processor time of this process and of its worker processes that live, seconds."""
+    return time.process_time() + sum(_read_other_cpu_s(pid) for pid in _worker_pids())
+
+
+def _worker_pids() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def _read_other_cpu_s(pid: int) -> float:
+    """Processor time of another process, seconds; 0 where it is gone."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # Linux: the clock of that process, as clock_getcpuclockid(3) names it
+    except OSError:
+        return 0.0
+
+
+def _wait_for_rest() -> None:
+    """Wait until what is prefetched is made: else the next side would have to share the cores with it."""
+    end_s = time.perf_counter() + _LONGEST_UNREST_S
+    before_s = read_cpu_s()
+    while time.perf_counter() < end_s:
+        time.sleep(_REST_S)
+        now_s = read_cpu_s()
+        if now_s - before_s < 0.1 * _REST_S:
+            return
+        before_s = now_s
 
 
 def _synchronize(device: Any) -> None:
@@ -202,9 +260,9 @@ def _synchronize(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def read_status_mib(name: str) -> float:
-    """Read a memory figure of this process from /proc/self/status, MiB (VmRSS: now, VmHWM: the most so far)."""
-    with open("/proc/self/status") as file:  # noqa: PTH123
+def read_status_mib(name: str, pid: int | None = None) -> float:
+    """Read a memory figure of a process (None: this one), MiB (VmRSS: now, VmHWM: the most so far); 0 where it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid or 'self'}/status") as file:  # noqa: PTH123
         for line in file:
             if line.startswith(f"{name}:"):
                 return round(int(line.split()[1]) / 1024, 1)

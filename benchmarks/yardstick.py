@@ -31,6 +31,7 @@ def build_yardstick(
     num_threads: int,
     device_id: int | None,
     seed: int = 0,
+    shuffle: bool = True,
 ) -> Any:
     """Build the iterator: dicts with `image` (N, H, W, 3) and `mask` (N, H, W, 1), uint8, endless.
 
@@ -42,6 +43,7 @@ def build_yardstick(
         num_threads: of DALI.
         device_id: GPU; None runs DALI on the CPU.
         seed: of order and augmentation.
+        shuffle: else in the order of the tars.
 
     Raises:
         ValueError: the augmentation has other changes, or there is no shard.
@@ -65,7 +67,7 @@ def build_yardstick(
             index_paths=[str(tar.with_suffix(".idx")) for tar in tars],
             ext=[IMAGE_EXTENSIONS, MASK_EXTENSION],
             missing_component_behavior="error",
-            random_shuffle=True,
+            random_shuffle=shuffle,
             initial_fill=min(1024, 16 * batch_size),
             pad_last_batch=True,
             name="reader",
