@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from unetfast.checkpoint import (
     check_resume,
     load_checkpoint,
     save_checkpoint,
-    write_whole,
 )
 from unetfast.config import Config, ModelConfig, build_config
 from unetfast.data.labels import ClassInfo, LabelTable
@@ -164,54 +161,6 @@ def test_missing_part_is_damage(saved: Path) -> None:
     torch.save(tree, saved)
     with pytest.raises(UserError, match=r"damaged.*loader"):
         load_checkpoint(saved)
-
-
-def test_failed_write_leaves_the_former_file(saved: Path) -> None:
-    def fail(file: Any) -> None:
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    before = saved.read_bytes()
-    with pytest.raises(UserError, match=r"last\.pt: cannot be written \(No space left on device\)"):
-        write_whole(saved, fail)
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
-
-
-def test_interrupted_write_leaves_the_former_file(saved: Path) -> None:
-    def interrupt(file: Any) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    before = saved.read_bytes()
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(saved, interrupt)
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
-
-
-def write_as_torch_does(_file: object) -> None:
-    try:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # noqa: B904
-
-
-def test_full_disk_is_told_in_plain_words(saved: Path) -> None:
-    with pytest.raises(UserError, match=f"cannot be written \\({os.strerror(errno.ENOSPC)}\\); free space"):
-        write_whole(saved, write_as_torch_does)
-    assert load_checkpoint(saved).step == 7
-
-
-def test_full_disk_is_found_where_torch_says_nothing_of_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_file: object) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file")
-
-    with pytest.raises(UserError, match="PytorchStreamWriter failed"):
-        write_whole(saved, fail)
-    monkeypatch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=os.strerror(errno.ENOSPC)):
-        write_whole(saved, fail)
 
 
 def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

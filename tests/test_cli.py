@@ -28,11 +28,12 @@ def test_help_of_each_command_has_an_example(command: str, capsys: pytest.Captur
     assert f"unetfast {command}" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys\nfrom unetfast import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'torch', 'cv2', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_list_of_commands_cuts_no_sentence_off(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "..." not in text.split("Commands:")[1]
+    assert "a learning rate: a short training in which it grows; nothing of it is kept but a picture." in text
 
 
 def test_help_names_what_options_take(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,19 +80,6 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 2
     assert "predict" in captured.out + captured.err
     assert "error:" not in captured.err
-
-
-def test_missing_paths_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    checkpoint = str(tmp_path / "nowhere.pt")
-    for arguments in (
-        ["predict", "--checkpoint", checkpoint, str(tmp_path / "nowhere.jpg"), "--out", str(tmp_path / "out")],
-        ["train", "--shards", str(tmp_path / "nowhere")],
-    ):
-        code = f"import sys\nfrom unetfast import cli\ntry: cli.main({arguments!r})\nexcept SystemExit as stop: "
-        code += "sys.exit(99 if 'torch' in sys.modules else stop.code)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 2, done.stderr
-        assert "nowhere" in done.stderr
 
 
 def test_version() -> None:

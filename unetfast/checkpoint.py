@@ -7,16 +7,11 @@ checkpoint, the old one or the new one.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import pickle
-import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -28,14 +23,13 @@ from unetfast.errors import UserError, say_briefly
 from unetfast.model.factory import build_factory_network
 from unetfast.model.network import Network
 from unetfast.model.unet import UNet
+from unetfast.wholefile import check_checkpoint_file, write_whole
 
 FORMAT = "unetfast checkpoint"
 FORMAT_VERSION = 1
 WEIGHTS = ("auto", "raw", "ema")
 LATER_PARTS = frozenset({"ema"})  # missing in files that were written before there were any
 BATCH_NORM_COUNTS = ("running_mean", "running_var", "num_batches_tracked")
-TEMPORARY_MARK = ".tmp-"  # in the name of a file that is being written: `.last.pt.tmp-<pid>`
-FULL_DISK_BYTES = 2**20  # less free space than this is a full disk
 
 # What may differ between a run and its continuation: where and how fast it runs, how long, and what it tells. All else
 # decides which numbers are computed, and must be equal.
@@ -178,57 +172,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_whole(path, lambda file: torch.save(tree, file))
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name in the same folder, fsync it, rename it, fsync the folder.
-
-    Args:
-        path: where the file shall stand.
-        write: writes the content to the open file.
-
-    Raises:
-        UserError: the file cannot be written; what stood at `path` still stands.
-    """
-    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        reason = _say_reason(error, path.parent)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({reason}); free space or take another --out") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _say_reason(error: BaseException, folder: Path) -> str:
-    """Say in the system's words why a write failed; torch's writer hides a full disk behind a RuntimeError of its own."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.strerror:
-            return link.strerror
-        link = link.__cause__ or link.__context__
-    with contextlib.suppress(OSError):
-        if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
-            return os.strerror(errno.ENOSPC)
-    return say_briefly(error)
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows opens no folders; its rename is durable by itself
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; all tensors on the CPU. No code of the file is run.
 
@@ -257,15 +200,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_tree(path: Path) -> Any:
-    if path.is_dir():
-        raise UserError(f"{path}: a folder, not a checkpoint; give {path / 'best.pt'} or another .pt file of a run")
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; `unetfast train` writes best.pt and last.pt into its run folder")
+    check_checkpoint_file(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start != b"PK\x03\x04":
-            raise UserError(f"{path}: not a checkpoint of unetfast ({_say_start(start)}); give best.pt or last.pt of a run")
         _check_bytes(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -277,10 +213,6 @@ def _read_tree(path: Path) -> Any:
         ) from None
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({say_briefly(error)}); take another one of the run") from None
-
-
-def _say_start(start: bytes) -> str:
-    return "the file is empty" if not start else f"it begins with {start!r}"
 
 
 def _check_bytes(path: Path) -> None:

@@ -19,6 +19,7 @@ from unetfast.viz.report.comparison import SCORES, Comparison, compare_records
 from unetfast.viz.report.html import number
 from unetfast.viz.report.sections import METRIC_WORDS
 from unetfast.viz.report.settings import format_value
+from unetfast.wholefile import write_whole
 
 if TYPE_CHECKING:
     from unetfast.viz.report.record import Row
@@ -64,8 +65,6 @@ def compare_runs(
     else:
         print_comparison(comparison, results)
     if out is not None:
-        from unetfast.checkpoint import write_whole  # imports torch, which a comparison on a terminal need not
-
         data = build_comparison(comparison).encode()
         write_whole(out, lambda file: file.write(data))
         if console is not None:

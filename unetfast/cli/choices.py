@@ -92,6 +92,30 @@ class ExportFormat(StrEnum):
     safetensors = "safetensors"
 
 
+def check_settings(config: Path | None, preset: str | None, overrides: list[str]) -> None:
+    """Refuse settings that no run can have before torch is imported, which takes seconds.
+
+    Where neither a config nor a preset is named, the device decides which preset is taken, so that names of keys are tested
+    alone.
+
+    Raises:
+        UserError: a file, a preset, a key or a value that is not there or cannot be.
+    """
+    from unetfast.config import apply_overrides, build_config, read_any_config, read_preset_tree
+
+    if config is not None and preset is not None:
+        raise UserError(f"--config {config} and --preset {preset}: give one of them, and single settings by --set")
+    if config is not None:
+        tree, where = read_any_config(config), str(config)
+    elif preset is not None:
+        tree, where = read_preset_tree(preset), f"preset {preset}"
+    else:
+        apply_overrides({}, overrides)
+        return
+    where += f", changed by {', '.join(overrides)}" if overrides else ""
+    build_config(apply_overrides(tree, overrides), where=where)
+
+
 def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
     """Read HEIGHTxWIDTH in pixels.
 

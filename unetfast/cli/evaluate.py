@@ -39,6 +39,12 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint on a split: IoU, Dice and accuracy from one confusion matrix."""
+    from unetfast.data.manifest import read_manifest
+    from unetfast.wholefile import check_checkpoint_file
+
+    # what can be refused without torch, whose import takes seconds, is refused first
+    read_manifest(shards)
+    check_checkpoint_file(checkpoint)
     from unetfast.infer.evaluate_checkpoint import evaluate_checkpoint
 
     evaluate_checkpoint(

@@ -28,7 +28,11 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint for other programs: ONNX, torch.export's pt2, or safetensors."""
+    from unetfast.wholefile import check_checkpoint_file
+
+    # what can be refused without torch, whose import takes seconds, is refused first
     size_hw = parse_size(size)
+    check_checkpoint_file(checkpoint)
     from unetfast.infer.export.command import export as run_export
 
     run_export(

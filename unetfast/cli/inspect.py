@@ -20,6 +20,9 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what a shard folder holds; verify it; draw a contact sheet."""
+    from unetfast.data.manifest import read_manifest
+
+    read_manifest(shards)  # a mistyped folder is refused before the decoders are imported
     from unetfast.app.inspect import inspect_shards
 
     report = inspect_shards(shards, verify=verify, sheet=sheet, console=notes_console(), results=results_console())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unetfast.cli.choices import ConfigOption, PresetOption, SetOption
+from unetfast.cli.choices import ConfigOption, PresetOption, SetOption, check_settings
 from unetfast.cli.program import app, notes_console
 
 
@@ -24,12 +24,11 @@ def lr_find(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Find a learning rate: a short training in which it grows; nothing of it is kept but a picture."""
-    from unetfast.config import apply_overrides, read_any_config
     from unetfast.data.manifest import read_manifest
 
     # what can be refused without torch, whose import takes seconds, is refused first
     read_manifest(shards)
-    apply_overrides({} if config is None else read_any_config(config), set_ or [])
+    check_settings(config, preset, set_ or [])
     from unetfast.train.lrfind import run_lr_find
 
     found = run_lr_find(

@@ -65,9 +65,11 @@ def predict(
     """Predict masks of images of any size, in the source's own values and colours."""
     from unetfast.infer.inputs import list_images
     from unetfast.infer.window import parse_windows
+    from unetfast.wholefile import check_checkpoint_file
 
     # what can be refused without torch, whose import takes seconds, is refused first
     list_images(inputs, out)
+    check_checkpoint_file(checkpoint)
     parse_windows(window, training_hw=(1, 1), overlap=overlap, scale=scale)
     from unetfast.data.image import DEFAULT_MAX_PIXELS
     from unetfast.infer.predict import predict as run_prediction

@@ -11,19 +11,32 @@ import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from unetfast.errors import RankError, ToldError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+class WholeSentences(TyperGroup):
+    """Lists each command with its whole first sentence, which the plain help would cut off at the edge of the screen."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+# plain help: what draws the boxes of typer's own takes as long to import as all the rest
 app = typer.Typer(
     name="unetfast",
+    cls=WholeSentences,
     help="From a folder of images and masks to a trained U-Net: shard, inspect, train, eval, predict.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

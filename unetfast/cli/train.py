@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unetfast.cli.choices import ConfigOption, PresetOption, SetOption
+from unetfast.cli.choices import ConfigOption, PresetOption, SetOption, check_settings
 from unetfast.cli.program import app, is_one_of_several, notes_console
 from unetfast.errors import UserError
 
@@ -31,14 +31,15 @@ def train(
 
     On several GPUs: `torchrun --nproc-per-node 4 -m unetfast train --shards shards/` (docs/distributed.md).
     """
-    from unetfast.config import apply_overrides, read_any_config
     from unetfast.data.manifest import read_manifest
 
     console = notes_console()
     # what can be refused without torch, whose import takes seconds, is refused first
     if shards is not None:
         read_manifest(shards)
-    apply_overrides({} if config is None else read_any_config(config), set_ or [])
+    check_settings(config, preset, set_ or [])
+    if resume and out is None:
+        raise UserError("--resume: say which run to go on with, by --out runs/NAME")
     folder = None if is_one_of_several() else _find_shards(shards, config, set_ or [], console, resume=resume)
     from unetfast.distributed import join_world
     from unetfast.train.loop import train as run_training

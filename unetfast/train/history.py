@@ -18,6 +18,7 @@ from unetfast.train.progress import list_pictures
 from unetfast.train.runfolder import RunFolder
 from unetfast.viz.report.record import Row, RunRecord, Sample
 from unetfast.viz.report.sections import build_report
+from unetfast.wholefile import write_whole
 
 MAX_PICTURE_PX = 1400  # width of a picture in a report
 JPEG_QUALITY = 88
@@ -61,8 +62,6 @@ def write_report(path: Path, out: Path) -> None:
     Raises:
         UserError: it is not a run folder, a file in it is damaged, or `out` cannot be written.
     """
-    from unetfast.checkpoint import write_whole
-
     data = build_report(read_record(path)).encode()
     write_whole(out, lambda file: file.write(data))
 

@@ -16,6 +16,7 @@ from typing import Any, Self, TextIO
 
 from unetfast.train.sinks.base import Outcome, Row, Sink
 from unetfast.train.sinks.carrier import Carrier
+from unetfast.wholefile import write_whole
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -58,8 +59,6 @@ class MetricsLog:
         step: int = 0,
         rows: Sequence[Row] = (),
     ) -> None:
-        from unetfast.checkpoint import write_whole  # imports torch, which those who only read rows need not
-
         self.outcome: Outcome = "finished"
         self._file: TextIO | None = None
         self.rows = list(rows)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from unetfast.train.runfolder import RunFolder
+from unetfast.wholefile import write_whole
 
 _EPOCH = re.compile(r"predictions_epoch_(\d+)\.png")
 
@@ -27,7 +28,6 @@ def write_progress(folder: RunFolder, palette_K3: np.ndarray, *, max_epoch: int,
     Returns:
         Whether there was a picture to show.
     """
-    from unetfast.checkpoint import write_whole
     from unetfast.viz.gif import draw_progress_gif
 
     found = list_pictures(folder, max_epoch=max_epoch, is_inside=is_inside)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from unetfast.checkpoint import write_whole
 from unetfast.infer.evaluate import Evaluation
 from unetfast.loader.build import choose_backend
 from unetfast.train.display import Display
@@ -27,6 +26,7 @@ from unetfast.train.progress import write_progress
 from unetfast.train.run import Run
 from unetfast.train.samples import draw_samples
 from unetfast.train.sinks.base import RunIdentity
+from unetfast.wholefile import write_whole
 
 FACTS_VERSION = 1
 _PACKAGES = ("torch", "numpy", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")

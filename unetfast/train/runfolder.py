@@ -10,6 +10,7 @@ from PIL import Image
 
 from unetfast.config import Config, config_to_toml
 from unetfast.errors import UserError
+from unetfast.wholefile import TEMPORARY_MARK, write_whole
 
 CONFIG_NAME = "config.toml"
 
@@ -102,8 +103,6 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the resolved config; whole or not at all."""
-        from unetfast.checkpoint import write_whole
-
         write_whole(self.config, lambda file: file.write(config_to_toml(config).encode()))
 
 
@@ -133,8 +132,6 @@ def _check_resumable(out: Path) -> None:
 
 def _is_leftover(path: Path) -> bool:
     # imports torch, which those who only read a run folder need not
-    from unetfast.checkpoint import TEMPORARY_MARK
-
     return path.name.startswith(".") and TEMPORARY_MARK in path.name
 
 
@@ -147,6 +144,4 @@ def next_free_folder(parent: Path, name: str) -> Path:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG; whole or not at all."""
-    from unetfast.checkpoint import write_whole
-
     write_whole(path, lambda file: picture.save(file, format="PNG"))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetfast.checkpoint import write_whole
 from unetfast.data.reader import SplitReader
 from unetfast.infer.load import TrainedModel, load_model
 from unetfast.loader.pixels import resize_box
@@ -17,6 +16,7 @@ from unetfast.train.pictures import draw_page
 from unetfast.train.run import Run
 from unetfast.train.runfolder import save_picture
 from unetfast.viz.panels import Panel
+from unetfast.wholefile import write_whole
 
 NUM_EACH = 6  # worst samples, and best ones
 

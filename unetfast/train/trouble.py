@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from unetfast.checkpoint import write_whole
 from unetfast.data.reader import SplitReader
 from unetfast.errors import UserError
 from unetfast.train.display import Display
 from unetfast.train.guard import BadStep
 from unetfast.train.log import MetricsLog
 from unetfast.train.run import Run
+from unetfast.wholefile import write_whole
 
 
 def report_steps(run: Run, log: MetricsLog, display: Display, *, all_steps: bool = False) -> None:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from unetfast.checkpoint import write_whole
 from unetfast.errors import UserError, say_briefly
 from unetfast.infer.export.graph import MaskNet
 from unetfast.infer.export.metadata import build_metadata
 from unetfast.infer.export.onnx_file import DEFAULT_OPSET, build_onnx, check_onnx_request, open_onnx
 from unetfast.infer.export.program import build_mask_program, build_pt2, open_pt2
 from unetfast.infer.load import TrainedModel, load_model
+from unetfast.wholefile import write_whole
 
 FORMATS = ("onnx", "pt2", "safetensors")
 # pixels whose class may differ between two runtimes: their rounding decides where two logits are nearly equal

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unetfast.checkpoint import write_whole
 from unetfast.errors import UserError
+from unetfast.wholefile import write_whole
 
 IDS_NAME = "sinks.json"
 
