@@ -32,7 +32,7 @@ class Loader(Protocol):
     straddle two epochs. A validation loader ends after every sample was seen exactly once; its last batch is smaller.
     """
 
-    backend: str  # "cpu" or "dali"
+    backend: str  # "cpu", "dali" or "resident"
 
     @property
     def num_samples(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ class BackendChoice:
     """Which loader backend is used.
 
     Args:
-        name: "cpu" or "dali".
+        name: "cpu", "dali" or "resident".
         reason: why, for people.
     """
 
@@ -33,15 +34,31 @@ class BackendChoice:
     reason: str
 
 
-def choose_backend(config: Config, device: torch.device) -> BackendChoice:
+def choose_backend(config: Config, device: torch.device, *, training: bool = False) -> BackendChoice:
     """Turn `loader.backend` into a choice: "auto" takes DALI where batches go to a GPU and DALI works, else the CPU backend.
 
+    `loader.cache` decides before it, for training alone: a validation pass reads every sample once, and nothing is to be kept.
     Does not import DALI.
 
+    Args:
+        config: the loader and dali sections.
+        device: where batches are wanted.
+        training: whether the loader is that of the training stream.
+
     Raises:
-        UserError: DALI is asked for and cannot be used; says what to install or set.
+        UserError: DALI or a cache is asked for and cannot be used; says what to install or set.
     """
     backend = config.loader.backend
+    if training and config.loader.cache == "gpu":
+        _check_resident(device)
+        return BackendChoice("resident", 'loader.cache = "gpu"')
+    if training and config.loader.cache == "ram" and backend != "cpu":
+        if backend == "dali":
+            raise UserError(
+                'loader.cache = "ram" keeps what the CPU backend has decoded, and loader.backend is "dali"; '
+                "take --set loader.backend=cpu or --set loader.cache=off"
+            )
+        return BackendChoice("cpu", 'loader.cache = "ram"')
     if backend == "cpu":
         return BackendChoice("cpu", "asked for")
     if backend == "auto" and device.type != "cuda":
@@ -55,6 +72,19 @@ def choose_backend(config: Config, device: torch.device) -> BackendChoice:
     if problem:
         raise UserError(f'loader.backend = "dali": {problem}\n  or take --set loader.backend=cpu')
     return BackendChoice("dali", "asked for")
+
+
+def _check_resident(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UserError(
+            f'loader.cache = "gpu" needs a GPU, and this run is on {device}; '
+            "take --set loader.cache=ram or --set loader.cache=off"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            'loader.cache = "gpu" needs Triton, which is not installed: pip install triton (PyTorch for Linux brings it), '
+            "or take --set loader.cache=ram or --set loader.cache=off"
+        )
 
 
 def build_loader(
@@ -85,7 +115,7 @@ def build_loader(
         UserError: the settings do not fit together, or the backend cannot be had.
         CorruptShardError: the split's class table, which the balanced sampler reads, is damaged.
     """
-    choice = choose_backend(config, device)
+    choice = choose_backend(config, device, training=training)
     batch_size = config.loader.batch_size if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: must be at least 1")
@@ -111,6 +141,10 @@ def build_loader(
         world_size=world_size,
     )
     num_threads = config.loader.threads or num_usable_cores()
+    if choice.name == "resident":
+        from unetfast.loader.resident import ResidentLoader  # imports Triton
+
+        return ResidentLoader(stream, config, num_threads=num_threads, device=device)
     if choice.name == "dali":
         return _import_dali_loader()(stream, config, num_threads=num_threads, device=device)
     return CpuLoader(stream, config.loader, num_threads=num_threads, device=device)
