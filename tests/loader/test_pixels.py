@@ -147,6 +147,7 @@ def test_scaled_decode_leaves_what_its_mode_promises() -> None:
     assert [choose_jpeg_reduction((1280, 300), (160, 240), mode) for mode in ("exact", "fast")] == [1, 1]
     assert choose_jpeg_reduction((6400, 9600), (160, 240), "exact") == 8
     assert choose_jpeg_reduction((100, 100), (256, 256), "fast") == 1
+    assert choose_jpeg_reduction((6400, 9600), (160, 240), "full") == 1
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])

@@ -19,7 +19,7 @@ class LoaderConfig(Section):
     batch_size: int = Field(16, ge=0)  # global: over all ranks, before accumulation; "auto" (0): found by a probing run
     threads: int = Field(0, ge=0)  # 0: all cores this process may use
     prefetch_batches: int = Field(2, ge=1, le=64)
-    decode: Literal["exact", "fast"] = "exact"  # see docs/architecture.md, "What a pixel is"
+    decode: Literal["exact", "fast", "full"] = "exact"  # see docs/architecture.md, "What a pixel is"
     sampler: Literal["shuffle", "sequential", "balanced"] = "shuffle"
     on_bad: Literal["error", "skip"] = "error"
     checksum: bool = True  # test every member's xxh3 before it is decoded

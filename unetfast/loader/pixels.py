@@ -21,7 +21,7 @@ from PIL import Image
 from unetfast.data.codecs import decode_image
 
 # how many decoded pixels, at least, one target pixel must still average, per axis, after a scaled JPEG decode
-MIN_REDUCTION = {"exact": 4.0, "fast": 1.0}
+MIN_REDUCTION = {"exact": 4.0, "fast": 1.0, "full": math.inf}
 # within one percent counts: Carvana's 1918 columns at 1/2 are 3.996 for each of 240
 _SLACK = 0.99
 _JPEG_REDUCTIONS = (8, 4, 2)  # the scaled inverse transforms that libjpeg-turbo has in SIMD
@@ -29,13 +29,15 @@ _JPEG_REDUCTIONS = (8, 4, 2)  # the scaled inverse transforms that libjpeg-turbo
 _scratch = threading.local()
 
 
-def choose_jpeg_reduction(crop_hw: tuple[int, int], target_hw: tuple[int, int], decode: Literal["exact", "fast"]) -> int:
+def choose_jpeg_reduction(
+    crop_hw: tuple[int, int], target_hw: tuple[int, int], decode: Literal["exact", "fast", "full"]
+) -> int:
     """Return by what a JPEG may be reduced while it is decoded: 8, 4, 2 or 1.
 
     Args:
         crop_hw: height and width of the crop box, stored pixels.
         target_hw: height and width of the batch, pixels.
-        decode: "exact" leaves a reduction of 4 or more to the antialiased resize, "fast" leaves 1 or more.
+        decode: "exact" leaves a reduction of 4 or more to the antialiased resize, "fast" leaves 1 or more, "full" all of it.
     """
     least = min(crop_hw[0] / target_hw[0], crop_hw[1] / target_hw[1])
     return next((reduction for reduction in _JPEG_REDUCTIONS if least / reduction >= _SLACK * MIN_REDUCTION[decode]), 1)
