@@ -8,10 +8,12 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; d
 	"$$name" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& { command -v "$$name"; break; }; done)
 
-.PHONY: help demo test venv peers
+.PHONY: help demo test bench venv peers
 help:
 	@echo 'make demo   the whole job on toy data: shard, inspect, train, eval, predict; results in runs/demo/'
 	@echo 'make test   every gate: format, lint, types, imports, tests (ARGS="-k name" goes to pytest)'
+	@echo 'make bench  our speed beside others, one line a bar (no GPU; 15 minutes on 2 idle cores; ARGS="--only C1,C5")'
+	@echo 'make peers  .peers/: the packages that make bench compares with, apart from $(VENV)/'
 	@echo 'make venv   $(VENV)/ with the versions of constraints.txt; made again when they or pyproject.toml change'
 
 demo: $(STAMP)
@@ -20,12 +22,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(VENV)/bin/python tools/check.py $(ARGS)
 
+bench: $(STAMP) .peers/.made-by-make
+	$(VENV)/bin/python benchmarks/bars.py $(ARGS)
+
 venv: $(STAMP)
 
 peers: .peers/.made-by-make
 
 # packages to compare with; they stand apart, and never in $(VENV)
-.peers/.made-by-make: benchmarks/peers.txt $(STAMP)
+.peers/.made-by-make: benchmarks/peers.txt | $(STAMP)
 	rm -rf .peers
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target .peers -r benchmarks/peers.txt
 	@touch $@

@@ -1,0 +1,247 @@
+"""Every bar that can be measured without a GPU, one line a bar: what `make bench` runs.
+
+    python benchmarks/bars.py
+    python benchmarks/bars.py --only C1,C5 --json /tmp/record.json
+
+Each program below is a process of its own, with its own record; one that fails, hangs or has no time left is named, and the
+next one runs. The exit code is 1 where a program failed or a bar is short of its floor. Run it on a machine that does nothing
+else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bar import format_bar
+
+from unetfast.bench.harness import describe_environment, finish
+
+BENCHMARKS = Path(__file__).parent
+RECORD = BENCHMARKS / "results" / "bench-cpu.json"
+MINUTES = 15.0
+HEAD = "| bar | what | measured, median (min..max) | floor | goal | verdict |\n|---|---|---|---|---|---|"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A benchmark of this folder.
+
+    Args:
+        name: of its file, without .py.
+        bars: that it measures.
+        limit_s: seconds after which it is stopped; its own expected time and a reserve.
+    """
+
+    name: str
+    bars: tuple[str, ...]
+    limit_s: float
+
+
+PROGRAMS = (
+    Program("packing", ("C1", "C2"), 180),
+    Program("reading", ("C3",), 90),
+    Program("masks", ("C6",), 60),
+    Program("seeking", ("C7",), 90),
+    Program("cpu_loader", ("C4", "C5"), 330),
+    Program("training_step", ("C8",), 240),
+    Program("inference", (), 120),
+    Program("startup", ("S1",), 120),
+    Program("whole_job", (), 180),
+    Program("growth", (), 180),
+)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one program ended.
+
+    Args:
+        wall_s: seconds that it took.
+        error: why there is no record, or what failed in it; "" where all went well.
+        record: the JSON object that it wrote; None where it wrote none.
+    """
+
+    wall_s: float
+    error: str
+    record: dict[str, Any] | None
+
+
+def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, log: Path, folder: Path = BENCHMARKS) -> Outcome:
+    """Run a program to its end, or to its limit.
+
+    Args:
+        program: which; its file is looked for in `folder`.
+        arguments: of every program alike (--seed, --quick, ...).
+        limit_s: seconds after which it and all processes that it started are ended.
+        log: what it prints goes there; its record stands beside it.
+        folder: of the programs.
+    """
+    path = log.with_suffix(".json")
+    command = [sys.executable, str(folder / f"{program.name}.py"), *arguments, "--json", str(path)]
+    began = time.monotonic()
+    with log.open("w", encoding="utf-8") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(timeout=limit_s)
+            error = "" if code == 0 else _say_end(code, log)
+        except subprocess.TimeoutExpired:
+            error = f"stopped after {limit_s:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # its own processes must not outlive it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    record: dict[str, Any] | None = None
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+    elif not error:
+        error = "ended well, but wrote no record"
+    return Outcome(round(time.monotonic() - began, 1), error, record)
+
+
+def _say_end(code: int, log: Path) -> str:
+    """Say how a program ended: exit code or signal, and the last line in which it tells of a failure, or the last at all."""
+    end = f"exit code {code}" if code >= 0 else f"died of {signal.Signals(-code).name}"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    said = [line for line in lines if line and not line.startswith("{")]
+    told = [line for line in said if line.startswith(("failed", "error"))] or said
+    return f"{end}: {told[-1][:200]}" if told else end
+
+
+def run_programs(
+    programs: Sequence[Program], arguments: Sequence[str], *, seconds: float, logs: Path, folder: Path = BENCHMARKS
+) -> dict[str, Outcome]:
+    """Run programs one after another within a time for all; says on stderr how each ended."""
+    end = time.monotonic() + seconds
+    outcomes: dict[str, Outcome] = {}
+    for program in programs:
+        left_s = end - time.monotonic()
+        if left_s <= 0:
+            outcomes[program.name] = Outcome(0.0, f"had no time left within {seconds / 60:g} minutes", None)
+        else:
+            log = logs / f"{program.name}.log"
+            limit_s = min(program.limit_s, left_s)
+            outcomes[program.name] = run_program(program, arguments, limit_s=limit_s, log=log, folder=folder)
+        outcome = outcomes[program.name]
+        end_word = f"failed, {outcome.error}" if outcome.error else "done"
+        sys.stderr.write(f"{program.name:14} {outcome.wall_s:6.1f} s  {end_word}\n")
+        sys.stderr.flush()
+    return outcomes
+
+
+def collect_bars(
+    programs: Sequence[Program], outcomes: Mapping[str, Outcome], wanted: frozenset[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """Return the bars of all records, in their order; a bar that was to come and did not is there as "failed"."""
+    bars: list[dict[str, Any]] = []
+    for program in programs:
+        outcome = outcomes[program.name]
+        made = [] if outcome.record is None else outcome.record.get("bars", [])
+        bars += [{**one, "program": program.name} for one in made]
+        reason = outcome.error or "its record has no such bar"
+        for name in sorted({*program.bars} - {one["bar"] for one in made}):
+            bars.append(_lost_bar(name, program, reason))
+    return sorted((one for one in bars if not wanted or one["bar"] in wanted), key=lambda one: one["bar"])
+
+
+def _lost_bar(name: str, program: Program, reason: str) -> dict[str, Any]:
+    what = f"not measured: {program.name}.py"
+    empty: dict[str, Any] = {"ratio": None, "unit": "x", "floor": None, "goal": None, "less_is_better": False}
+    return {"bar": name, "what": what, **empty, "verdict": "failed", "note": reason, "program": program.name}
+
+
+def format_line(bar: Mapping[str, Any]) -> str:
+    """Write a bar's line, also that of one that was not measured."""
+    if bar["floor"] is None:
+        return f"| {bar['bar']} | {bar['what']} | - | - | - | {bar['verdict']} |"
+    return format_bar(dict(bar))
+
+
+def format_bars(bars: Sequence[Mapping[str, Any]]) -> str:
+    """Write the table: a line a bar, then what is to be said of those that have a note, or were not reached."""
+    lines = [HEAD, *(format_line(bar) for bar in bars)]
+    notes = dict.fromkeys(f"{bar['bar']} {bar['verdict']}: {bar['note']}" for bar in bars if bar["note"])
+    return "\n".join([*lines, *notes])
+
+
+def choose_programs(only: str | None) -> tuple[list[Program], frozenset[str]]:
+    """Read --only: names of bars, of programs, or both.
+
+    Returns:
+        The programs to run, and the bars to show; none means all.
+
+    Raises:
+        ValueError: there is no such bar or program; lists what there is.
+    """
+    if not only:
+        return list(PROGRAMS), frozenset()
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    bars = {name for program in PROGRAMS for name in program.bars}
+    names = {program.name for program in PROGRAMS}
+    if unknown := [word for word in words if word not in bars | names]:
+        raise ValueError(f"--only {', '.join(unknown)}: there are {', '.join(sorted(bars))}, and {', '.join(sorted(names))}")
+    chosen = [program for program in PROGRAMS if program.name in words or set(program.bars) & set(words)]
+    shown = {word for word in words if word in bars} | {bar for one in chosen if one.name in words for bar in one.bars}
+    return chosen, frozenset(shown)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", metavar="NAMES", help="bars or programs, separated by commas: C1,C5 or growth")
+    parser.add_argument("--seed", type=int, default=0, help="of all toy data (default 0)")
+    parser.add_argument(
+        "--quick", action="store_true", help="each program in its smallest form: shows that they run, no figures"
+    )
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all programs (default %(default)g)")
+    parser.add_argument("--logs", type=Path, help="folder for what the programs print; default: none is kept")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help=f"file for the record; default: {RECORD.relative_to(BENCHMARKS.parent)} where everything is measured with seed 0",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        programs, wanted = choose_programs(given.only)
+    except ValueError as error:
+        parser.error(str(error))
+    shared = ["--seed", str(given.seed), *(["--quick"] if given.quick else [])]
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        logs = given.logs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        logs.mkdir(parents=True, exist_ok=True)
+        outcomes = run_programs(programs, shared, seconds=60 * given.minutes, logs=logs)
+    bars = collect_bars(programs, outcomes, wanted)
+    print(format_bars(bars))
+    for name, one in outcomes.items():
+        if one.error:
+            print(f"{name}.py failed: {one.error}")
+    is_whole = not (given.only or given.quick or given.seed)
+    record = {
+        "benchmark": "bars",
+        "command": ["benchmarks/bars.py", *(sys.argv[1:] if arguments is None else arguments)],
+        "environment": describe_environment(),
+        "seed": given.seed,
+        "quick": given.quick,
+        "wall_s": round(time.monotonic() - began, 1),
+        "programs": {name: {"wall_s": one.wall_s, "error": one.error} for name, one in outcomes.items()},
+        "bars": bars,
+        "records": {name: one.record for name, one in outcomes.items() if one.record is not None},
+    }
+    finish(record, given.json or (RECORD if is_whole else None))
+    is_good = all(bar["verdict"] in ("pass", "n/a") for bar in bars) and not any(one.error for one in outcomes.values())
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""All bars in one run: made programs that end well, fail, hang or say nothing; which are chosen; what the table says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+from pathlib import Path
+from typing import Any
+
+import bar
+import bars
+import pytest
+from bars import Outcome, Program
+
+BEGIN = "import argparse, json, os, sys\np = argparse.ArgumentParser()\np.add_argument('--seed', type=int)\n"
+BEGIN += "p.add_argument('--quick', action='store_true')\np.add_argument('--json')\ngiven = p.parse_args()\n"
+GOOD = bar.make_bar("C1", "writer", [4.0, 5.0, 6.0], floor=3.5, goal=6)
+SHORT = bar.make_bar("C3", "reader", [4.0], floor=5, goal=10, note="hashing")
+ABSENT = bar.absent_bar("C8", "step", floor=2.8, goal=5, reason="no AMX")
+
+
+def write_program(folder: Path, name: str, body: str) -> None:
+    (folder / f"{name}.py").write_text(BEGIN + body)
+
+
+def record_with(*made: dict[str, Any]) -> str:
+    return f"json.dump({{'bars': {list(made)!r}, 'seed': given.seed}}, open(given.json, 'w'))\n"
+
+
+def test_programs_run_in_turn_and_each_end_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_program(tmp_path, "good", record_with(GOOD))
+    write_program(tmp_path, "bad", "print('error: no such\\n{1}')\nsys.exit(3)")
+    write_program(tmp_path, "dead", "os.kill(os.getpid(), 11)")
+    write_program(tmp_path, "silent", "pass")
+    write_program(tmp_path, "sound", record_with(SHORT) + "print('failed: one side')\nsys.exit(1)")
+    programs = [Program(name, (), 60) for name in ("good", "bad", "dead", "silent", "sound")]
+    outcomes = bars.run_programs(programs, ["--seed", "7"], seconds=600, logs=tmp_path, folder=tmp_path)
+    assert {name: one.error for name, one in outcomes.items()} == {
+        "good": "",
+        "bad": "exit code 3: error: no such",
+        "dead": "died of SIGSEGV",
+        "silent": "ended well, but wrote no record",
+        "sound": "exit code 1: failed: one side",
+    }
+    assert outcomes["good"].record == {"bars": [GOOD], "seed": 7}
+    assert outcomes["sound"].record is not None
+    assert outcomes["bad"].record is None
+    assert "bad" in capsys.readouterr().err
+
+
+def test_a_program_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    write_program(tmp_path, "slow", child + "print(child.pid, flush=True)\nchild.wait()")
+    log = tmp_path / "slow.log"
+    for limit_s in (2, 16, 128):  # the first one suffices unless the machine is very busy
+        outcome = bars.run_program(Program("slow", (), 1), [], limit_s=limit_s, log=log, folder=tmp_path)
+        assert outcome.error == f"stopped after {limit_s} s"
+        if log.read_text():
+            break
+    with contextlib.suppress(ProcessLookupError):  # it is gone already
+        handle = os.pidfd_open(int(log.read_text()))
+        ended, _, _ = select.select([handle], [], [], 60)
+        os.close(handle)
+        assert ended
+
+
+def test_what_has_no_time_left_is_named(tmp_path: Path) -> None:
+    write_program(tmp_path, "good", record_with(GOOD))
+    outcomes = bars.run_programs([Program("good", ("C1",), 60)], [], seconds=0, logs=tmp_path, folder=tmp_path)
+    assert outcomes["good"].error == "had no time left within 0 minutes"
+
+
+def test_bars_in_order_with_those_that_were_lost() -> None:
+    programs = [Program("late", ("C3", "C8"), 1), Program("packing", ("C1", "C2"), 1), Program("gone", ("C6",), 1)]
+    outcomes = {
+        "late": Outcome(1, "", {"bars": [SHORT, ABSENT]}),
+        "packing": Outcome(1, "", {"bars": [GOOD]}),
+        "gone": Outcome(1, "exit code 2: error: no data", None),
+    }
+    made = bars.collect_bars(programs, outcomes)
+    assert [(one["bar"], one["verdict"], one["program"]) for one in made] == [
+        ("C1", "pass", "packing"),
+        ("C2", "failed", "packing"),
+        ("C3", "short", "late"),
+        ("C6", "failed", "gone"),
+        ("C8", "n/a", "late"),
+    ]
+    assert bars.format_bars(made).splitlines()[2:] == [
+        "| C1 | writer | 5 (4..6) | 3.5x | 6x | pass |",
+        "| C2 | not measured: packing.py | - | - | - | failed |",
+        "| C3 | reader | 4 (4..4) | 5x | 10x | short |",
+        "| C6 | not measured: gone.py | - | - | - | failed |",
+        "| C8 | step | - | 2.8x | 5x | n/a |",
+        "C2 failed: its record has no such bar",
+        "C3 short: hashing",
+        "C6 failed: exit code 2: error: no data",
+        "C8 n/a: no AMX",
+    ]
+    assert [one["bar"] for one in bars.collect_bars(programs, outcomes, frozenset({"C6"}))] == ["C6"]
+
+
+def test_only_takes_bars_and_programs() -> None:
+    programs, shown = bars.choose_programs("C5,growth")
+    assert [program.name for program in programs] == ["cpu_loader", "growth"]
+    assert shown == {"C5"}
+    assert bars.choose_programs("packing")[1] == {"C1", "C2"}
+    assert bars.choose_programs(None) == (list(bars.PROGRAMS), frozenset())
+    with pytest.raises(ValueError, match=r"--only C9: there are C1, .*packing"):
+        bars.choose_programs("C9")
+
+
+def test_every_bar_of_the_cpu_side_has_a_program_that_is_there() -> None:
+    assert {name for program in bars.PROGRAMS for name in program.bars} == {f"C{number}" for number in range(1, 9)} | {"S1"}
+    for program in bars.PROGRAMS:
+        assert (bars.BENCHMARKS / f"{program.name}.py").is_file(), program.name
+
+
+@pytest.mark.parametrize(("made", "code"), [([GOOD, ABSENT], 0), ([GOOD, SHORT], 1)])
+def test_the_exit_code_and_the_last_line_tell_how_it_went(
+    made: list[dict[str, Any]],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_program(tmp_path, "one", record_with(*made))
+    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", (), 60),))
+    run = bars.run_programs
+    monkeypatch.setattr(bars, "run_programs", lambda *words, **named: run(*words, **named, folder=tmp_path))
+    path = tmp_path / "whole.json"
+    assert bars.main(["--only", "one", "--seed", "3", "--json", str(path)]) == code
+    text = capsys.readouterr().out
+    record = json.loads(text.splitlines()[-1])
+    assert record == json.loads(path.read_text())
+    assert record["seed"] == 3
+    assert record["records"]["one"]["seed"] == 3
+    assert "| C1 | writer |" in text
+
+
+def test_a_part_of_the_bars_replaces_no_record_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "bench-cpu.json"
+    monkeypatch.setattr(bars, "RECORD", bars.BENCHMARKS / "results" / kept.name)
+    written: list[Path | None] = []
+    monkeypatch.setattr(bars, "finish", lambda record, path: written.append(path))
+    monkeypatch.setattr(bars, "PROGRAMS", ())
+    for arguments in ([], ["--seed", "1"], ["--quick"], ["--json", str(kept)]):
+        bars.main(arguments)
+    assert written == [bars.RECORD, None, None, kept]
