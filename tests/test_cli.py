@@ -13,7 +13,7 @@ from unetfast import cli
 from unetfast.cli.choices import parse_size
 from unetfast.errors import UserError
 
-COMMANDS = ("shard", "inspect", "train", "lr-find", "eval", "predict", "export", "report", "compare", "demo", "doctor")
+COMMANDS = ("shard", "inspect", "train", "lr-find", "eval", "predict", "export", "report", "compare", "bench", "demo", "doctor")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -46,7 +46,7 @@ def test_every_flag_that_the_readme_names_exists() -> None:
     for code in re.findall(r"`(unetfast [a-z]+[^`]*)`", README) + indented_commands():
         words = code.replace("[", " ").replace("]", " ").split()
         if words[1] not in commands:
-            assert words[1] in ("COMMAND", "bench"), f"the README names {code!r}"
+            assert words[1] == "COMMAND", f"the README names {code!r}"
             continue
         known = {name for parameter in commands[words[1]].params for name in parameter.opts}
         named = {word for word in words if word.startswith("--")}

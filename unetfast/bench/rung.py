@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -148,7 +148,12 @@ def steps_of(seconds: float, step_s: float) -> int:
 
 
 def measure_rungs(
-    rungs: Mapping[str, Rung], *, rounds: int, seconds: float, device: torch.device | None = None
+    rungs: Mapping[str, Rung],
+    *,
+    rounds: int,
+    seconds: float,
+    device: torch.device | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, RungResult]:
     """Warm up all rungs, one after another, then let them take turns.
 
@@ -157,12 +162,15 @@ def measure_rungs(
         rounds: of each.
         seconds: of a round, about.
         device: the GPU whose memory is told; None or a CPU: none is.
+        tell: called before each warm-up and each round, with words for people.
     """
-    for rung in rungs.values():
+    for name, rung in rungs.items():
+        tell(f"{name}: warm-up")
         rung.warm_up(seconds)
     peaks = {name: Peaks(device) for name in rungs}
 
     def turn(name: str) -> Round:
+        tell(name)
         with peaks[name].watching():
             return rungs[name].run_round()
 

@@ -46,6 +46,7 @@ TOY_SETS = {
     "clevr": ToySet((160, 240), 22, "flat", 176),
     "ade20k": ToySet((512, 683), 1, "challenge", 128),
 }
+TOY_PACKING = PackOptions(val_fraction=0.0, shard_mib=16.0)  # all samples in one split, and several shards of them
 SMALL_SAMPLES = 16  # of a set in a test's size
 SMALL_DIVISOR = 4  # of its sides there
 _SEED_STRIDE = 1_000_003  # so that groups of two seeds are drawn from different numbers
@@ -75,11 +76,17 @@ def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, sm
         seed: of contents (and, for ade20k, of sizes): another one draws another set.
     """
     source = draw_toy(name, root, num_samples=num_samples, small=small, seed=seed)
-    made = ToyShards(root / f"{source.name}-shards", root / f"{source.name}-png")
-    options = PackOptions(val_fraction=0.0, shard_mib=16.0)
-    pack(source, made.shards, dataset=name, options=options)
-    pack(source, made.png_shards, dataset=name, options=replace(options, image_codec="png", mask_codec="png"))
+    made = ToyShards(pack_toy(source, name), root / f"{source.name}-png")
+    options = replace(TOY_PACKING, image_codec="png", mask_codec="png")
+    pack(source, made.png_shards, dataset=name, options=options)
     return made
+
+
+def pack_toy(source: Path, name: str) -> Path:
+    """Pack a folder of `draw_toy` as `unetfast shard` does by default, beside it, once; returns the shard folder."""
+    shards = source.parent / f"{source.name}-shards"
+    pack(source, shards, dataset=name, options=TOY_PACKING)
+    return shards
 
 
 def draw_toy(name: str, root: Path, *, num_samples: int | None = None, small: bool = False, seed: int = 0) -> Path:

@@ -20,6 +20,7 @@ COMMAND_FILES = (
     "export",
     "report",
     "compare",
+    "bench",
     "demo",
     "doctor",
 )

@@ -1,0 +1,153 @@
+"""A record of `unetfast bench` against an earlier one: what got faster, what slower, and what the rounds cannot tell.
+
+Two medians always differ. A rung counts as faster or slower only where no round of the one record lies among the rounds of the
+other, and as the same only where even the farthest rounds are near; anything between says that it cannot be told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unetfast.bench.table import align, format_plain, format_rate
+from unetfast.errors import UserError
+
+MIN_ROUNDS = 4  # of each record: with so many a side, ranges lie apart by chance in 2 of 70 cases
+SAME = 0.05  # farthest rounds within this part of each other are the same
+LEAST_CHANGE = 0.02  # a smaller difference of medians is none, however narrow the ranges
+FASTER, SLOWER, SAME_SPEED, UNKNOWN = "faster", "slower", "same", "cannot tell"
+
+_MACHINE = ("processor", "cores", "cpu_features", "gpus")
+
+
+def read_bench_record(path: Path) -> dict[str, Any]:
+    """Read a record that `unetfast bench --json` wrote.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a record of `unetfast bench --json {path}`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}); give a record of `unetfast bench --json FILE`") from None
+    if not isinstance(record, dict) or record.get("benchmark") != "bench" or not _has_figures(record.get("rungs")):
+        raise UserError(f"{path}: no record of `unetfast bench`; write one by `unetfast bench --json FILE`")
+    return record
+
+
+def _has_figures(rungs: Any) -> bool:
+    try:
+        return all(float(rung["images_per_s"][name]) > 0 for rung in rungs.values() for name in ("median", "min", "max"))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold two records against each other.
+
+    Returns:
+        rungs: by name, `ratio` (new median over old), `low` and `high` (of its farthest rounds) and `verdict`; only those that
+            both have.
+        missing: names of rungs that one of them lacks.
+        differences: lines for people: what besides the code differs: machine, data, versions, config.
+        comparable: False where machine or data differ, so that no ratio tells of the code.
+    """
+    both = [name for name in new["rungs"] if name in old["rungs"]]
+    one_sided = sorted({*new["rungs"]} ^ {*old["rungs"]})
+    apart = _machine_and_data(old, new)
+    return {
+        "rungs": {name: judge_change(old["rungs"][name]["images_per_s"], new["rungs"][name]["images_per_s"]) for name in both},
+        "missing": one_sided,
+        "differences": [*apart, *_versions_and_config(old, new)],
+        "comparable": not apart,
+    }
+
+
+def judge_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge one figure, of which more is better, by the ranges of its rounds; each as `harness.spread`."""
+    ratio, low, high = new["median"] / old["median"], new["min"] / old["max"], new["max"] / old["min"]
+    few = min(len(old["rounds"]), len(new["rounds"])) < MIN_ROUNDS
+    if few:
+        verdict = UNKNOWN
+    elif (low > 1 or high < 1) and abs(ratio - 1) >= LEAST_CHANGE:
+        verdict = FASTER if low > 1 else SLOWER
+    elif low >= 1 - SAME and high <= 1 + SAME:
+        verdict = SAME_SPEED
+    else:
+        verdict = UNKNOWN
+    return {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4), "few_rounds": few, "verdict": verdict}
+
+
+def format_comparison(comparison: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> str:
+    """Write a table and a verdict for people.
+
+    Args:
+        comparison: of the two records.
+        old: the earlier record.
+        new: the later one.
+        name: of the earlier one, a file.
+    """
+    rows = [("rung", "old img/s", "new img/s", "ratio (min..max)", "verdict")]
+    for rung, change in comparison["rungs"].items():
+        figures = (format_plain(change[part], 3) for part in ("ratio", "low", "high"))
+        ratio = "{} ({}..{})".format(*figures)
+        sides = (format_rate(record["rungs"][rung]["images_per_s"]) for record in (old, new))
+        rows.append((rung, *sides, ratio, change["verdict"]))
+    lines = [f"against {name} ({old['environment']['utc']}, revision {old['environment']['git_revision']})"]
+    lines += [align(rows, left=(0, 4))] if comparison["rungs"] else []
+    lines += [f"only one record has {', '.join(comparison['missing'])}"] * bool(comparison["missing"])
+    lines += [f"differs  {line}" for line in comparison["differences"]]
+    return "\n".join([*lines, f"verdict  {_conclude(comparison)}"])
+
+
+def _conclude(comparison: Mapping[str, Any]) -> str:
+    changes = comparison["rungs"]
+    if not changes:
+        return "the records have no rung in common"
+    parts = [
+        f"{verdict}: {', '.join(named)}"
+        for verdict in (FASTER, SLOWER, SAME_SPEED, UNKNOWN)
+        if (named := [name for name, change in changes.items() if change["verdict"] == verdict])
+    ]
+    text = "; ".join(parts)
+    if any(change["few_rounds"] for change in changes.values()):
+        text += f" (a record has fewer than {MIN_ROUNDS} rounds; take --rounds {MIN_ROUNDS} or more)"
+    elif any(change["verdict"] == UNKNOWN for change in changes.values()):
+        text += " (rounds overlap; run both on a quiet machine, with more --rounds)"
+    return text if comparison["comparable"] else f"not comparable, machine or data differ; as it stands, {text}"
+
+
+def _machine_and_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"machine, {key}: {_say(old['environment'].get(key))} -> {_say(new['environment'].get(key))}"
+        for key in _MACHINE
+        if old["environment"].get(key) != new["environment"].get(key)
+    ]
+    if old.get("device") != new.get("device"):
+        lines.append(f"machine, device: {_say(old.get('device'))} -> {_say(new.get('device'))}")
+    return [*lines, *_differing("data", old["data"], new["data"])]
+
+
+def _versions_and_config(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, now = ({"python": one["environment"].get("python"), **one["environment"]["packages"]} for one in (old, new))
+    return [*_differing("version", before, now), *_differing("config", _flatten(old["config"]), _flatten(new["config"]))]
+
+
+def _differing(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{what}, {key}: {_say(old.get(key))} -> {_say(new.get(key))}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _say(value: Any) -> str:
+    return "none" if value in (None, [], {}) else value if isinstance(value, str) else json.dumps(value)
