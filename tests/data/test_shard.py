@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import xxhash
 
 from unetfast.data.codecs import encode_image, encode_mask
 from unetfast.data.sample import Sample, escape_key
-from unetfast.data.shard import ShardContent, ShardWriter, build_tar_header, parse_tar_header
+from unetfast.data.shard import ShardContent, ShardWriter, build_json, build_tar_header, parse_tar_header
 
 
 def make_samples(count: int = 5) -> list[Sample]:
@@ -136,3 +137,67 @@ def test_an_unfinished_shard_keeps_the_first_error(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError, match="first"):
         fail()
+
+
+def draw_odd(count: int) -> list[Sample]:
+    """Samples of made-up bytes: every codec, lengths on and off a block's edge, names that JSON must escape."""
+    return [
+        Sample(
+            key=escape_key(f'dir/odd näme.{number} "q"'),
+            image=bytes(range(256)) * (number * 7 + 1) + bytes(number % 5),
+            image_codec=("jpeg", "lz4", "png")[number % 3],
+            mask=b"m" * (number * 131 % 1500),
+            mask_codec=("lz4", "png")[number % 2],
+            height=3 + number,
+            width=5 + number,
+            mask_bits=(1, 8, 16)[number % 3],
+            source_path=f'träin/odd "{number}"\\ \x07.png',
+            group=f"car{number // 2}" if number % 4 else "",
+        )
+        for number in range(count)
+    ]
+
+
+def test_bytes_are_those_that_were_always_written(tmp_path: Path) -> None:
+    """Sums of the tar, its .idx and its rows as the first writer of this format gave them."""
+    content = write(tmp_path / "a.tar", draw_odd(40))
+    assert (content.num_bytes, content.xxh3) == (1542144, "3fbf315d6a95f675")
+    assert xxhash.xxh3_64_hexdigest((tmp_path / "a.tar").read_bytes()) == "3fbf315d6a95f675"
+    assert xxhash.xxh3_64_hexdigest(content.idx.encode()) == "5764aa5b0482891a"
+    assert xxhash.xxh3_64_hexdigest(content.rows.tobytes()) == "18a4ff5c95a8c9c1"
+
+
+def test_json_is_what_the_json_module_writes() -> None:
+    for sample in draw_odd(12):
+        tree = json.loads(build_json(sample))
+        assert build_json(sample) == json.dumps(tree, sort_keys=True).encode()
+        assert (tree["source_path"], tree["group"], tree["width"]) == (sample.source_path, sample.group, sample.width)
+
+
+def test_a_call_that_writes_less_than_asked_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a pipe's edge or a nearly full disk: the rest follows."""
+    whole = write(tmp_path / "a.tar", draw_odd(40))
+    real_writev, real_write = os.writev, os.write
+    monkeypatch.setattr(os, "writev", lambda descriptor, pieces: real_writev(descriptor, [b"".join(pieces)[:1000]]))
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:100_000]))
+    assert write(tmp_path / "b.tar", draw_odd(40)).xxh3 == whole.xxh3
+    assert (tmp_path / "b.tar").read_bytes() == (tmp_path / "a.tar").read_bytes()
+
+
+def test_members_beyond_a_call_go_out_in_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems take 1,024 pieces a call, and memory is held for about a MiB."""
+    calls: list[tuple[int, int]] = []
+    real_writev = os.writev
+
+    def count(descriptor: int, pieces: list[bytes]) -> int:
+        calls.append((len(pieces), sum(map(len, pieces))))
+        return real_writev(descriptor, pieces)
+
+    monkeypatch.setattr(os, "writev", count)
+    write(tmp_path / "a.tar", draw_odd(2) * 300)
+    assert len(calls) > 2
+    assert all(num_pieces < 1024 for num_pieces, _ in calls)
+    calls.clear()
+    write(tmp_path / "a.tar", draw_odd(60))
+    assert len(calls) > 2
+    assert all(num_bytes < (1 << 20) + 120_000 for _, num_bytes in calls)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,13 @@ _MTIME = b"00000000000\0"
 # type (file), link name, magic and version, owner's and group's names, device numbers, prefix, rest of the block
 _TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 155 + 12)
 _FIXED_SUM = sum(_OWNER) + sum(_MTIME) + sum(_TAIL) + 8 * ord(" ")
-
+# what a file is written in: a system call costs as much as copying a small member
+_WRITE_BYTES = 1 << 20
+_MAX_PIECES = 512  # of a call; systems take 1024
+# zeros behind a member, by what its length leaves of a block
+_PADDING = [bytes(-length % TAR_BLOCK) for length in range(TAR_BLOCK)]
+_quote = json.encoder.encode_basestring_ascii
+_pack_row = struct.Struct("<6Q7I4B").pack  # INDEX_DTYPE
 
 # names of a sample's members, and (offset, length) of each
 IdxPart = tuple[tuple[str, str, str], list[tuple[int, int]]]
@@ -101,17 +108,12 @@ def build_member_names(key: str, image_codec: str, mask_codec: str) -> tuple[str
 
 
 def build_json(sample: Sample) -> bytes:
-    """Write the `<key>.json` of a sample; ASCII, keys sorted."""
-    tree = {
-        "group": sample.group,
-        "height": sample.height,
-        "image_codec": sample.image_codec,
-        "mask_bits": sample.mask_bits,
-        "mask_codec": sample.mask_codec,
-        "source_path": sample.source_path,
-        "width": sample.width,
-    }
-    return json.dumps(tree, sort_keys=True).encode()
+    """Write the `<key>.json` of a sample; ASCII, keys sorted, as `json.dumps(tree, sort_keys=True)` writes it."""
+    return (
+        f'{{"group": {_quote(sample.group)}, "height": {sample.height}, "image_codec": {_quote(sample.image_codec)}, '
+        f'"mask_bits": {sample.mask_bits}, "mask_codec": {_quote(sample.mask_codec)}, '
+        f'"source_path": {_quote(sample.source_path)}, "width": {sample.width}}}'
+    ).encode("ascii")
 
 
 def build_idx(samples: list[IdxPart]) -> str:
@@ -120,11 +122,16 @@ def build_idx(samples: list[IdxPart]) -> str:
     Args:
         samples: names of the members, and (offset, length) of each.
     """
-    lines = [f"{_IDX_VERSION} {len(samples)}"]
-    for names, spans in samples:
-        members = zip(names, spans, strict=True)
-        lines.append(" ".join(f"{name.split('.', 1)[1]} {offset} {length} {name}" for name, (offset, length) in members))
-    return "\n".join(lines) + "\n"
+    return _join_idx([_build_idx_line(names, spans) for names, spans in samples])
+
+
+def _build_idx_line(names: tuple[str, str, str], spans: list[tuple[int, int]]) -> str:
+    members = zip(names, spans, strict=True)
+    return " ".join([f"{name.split('.', 1)[1]} {offset} {length} {name}" for name, (offset, length) in members])
+
+
+def _join_idx(lines: list[str]) -> str:
+    return "\n".join([f"{_IDX_VERSION} {len(lines)}", *lines]) + "\n"
 
 
 class ShardWriter:
@@ -133,16 +140,22 @@ class ShardWriter:
     Use it as a context manager around `add`, and call `finish` after the last sample; a tar that was not finished is not a
     shard, and stays under the temporary name it was given.
 
+    Members go to the file from the memory they came in, about a MiB a call (`writev`): the copy into the page cache is most of
+    the time, and no other is made. A sample is hashed for the shard's sum just after its own, while it is in the processor's
+    cache.
+
     Args:
         path: the tar; replaced where it exists.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=1 << 20)
+        self._file = path.open("wb", buffering=0)
         self._hash = xxhash.xxh3_64()
         self._offset = 0
-        self._rows: list[tuple[int, ...]] = []
-        self._idx_parts: list[IdxPart] = []
+        self._waiting: list[bytes] = []
+        self._num_waiting = 0
+        self._rows = bytearray()
+        self._idx_lines: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -151,37 +164,56 @@ class ShardWriter:
         if kind is None:
             self._file.close()
             return
-        # a full disk fails again when buffers are flushed; the first error is the one to tell
+        # a full disk may fail again when the file is closed; the first error is the one to tell
         with contextlib.suppress(OSError):
             self._file.close()
 
     def add(self, sample: Sample) -> None:
-        """Append one sample: image, mask, JSON."""
+        """Append one sample: image, mask, JSON.
+
+        Raises:
+            ValueError: its key or a member does not fit a shard.
+            OSError: the disk is full, or cannot be written.
+        """
         names = build_member_names(sample.key, sample.image_codec, sample.mask_codec)
-        members = (sample.image, sample.mask, build_json(sample))
-        offsets = [self._add_member(name, data) for name, data in zip(names, members, strict=True)]
-        hashes = [xxhash.xxh3_64_intdigest(data) for data in members]
-        lengths = [len(data) for data in members]
+        image, mask, tree = sample.image, sample.mask, build_json(sample)
+        lengths = (len(image), len(mask), len(tree))
+        headers = [build_tar_header(name, length) for name, length in zip(names, lengths, strict=True)]
+        padding = [_PADDING[length % TAR_BLOCK] for length in lengths]
+        hashes = (xxhash.xxh3_64_intdigest(image), xxhash.xxh3_64_intdigest(mask), xxhash.xxh3_64_intdigest(tree))
+        start = self._offset
+        pieces = (headers[0], image, padding[0] + headers[1], mask, b"".join((padding[1], headers[2], tree, padding[2])))
+        self._write(pieces)
+        image_offset = start + TAR_BLOCK
+        mask_offset = image_offset + lengths[0] + len(pieces[2])
+        offsets = (image_offset, mask_offset, mask_offset + lengths[1] + len(padding[1]) + TAR_BLOCK)
         codecs = (IMAGE_CODECS.index(sample.image_codec), MASK_CODECS.index(sample.mask_codec))
-        self._rows.append((*hashes, *offsets, *lengths, 0, sample.height, sample.width, 0, *codecs, sample.mask_bits, 0))
-        self._idx_parts.append((names, list(zip(offsets, lengths, strict=True))))
+        self._rows += _pack_row(*hashes, *offsets, *lengths, 0, sample.height, sample.width, 0, *codecs, sample.mask_bits, 0)
+        self._idx_lines.append(_build_idx_line(names, list(zip(offsets, lengths, strict=True))))
 
     def finish(self) -> ShardContent:
         """Write the end of the tar and bring all of it to the disk."""
-        self._write(bytes(2 * TAR_BLOCK))
-        self._file.flush()
+        self._write((bytes(2 * TAR_BLOCK),))
+        self._flush()
         os.fsync(self._file.fileno())
-        idx = build_idx(self._idx_parts)
-        return ShardContent(self._offset, self._hash.hexdigest(), idx, np.array(self._rows, dtype=INDEX_DTYPE))
+        rows = np.frombuffer(bytes(self._rows), dtype=INDEX_DTYPE)
+        return ShardContent(self._offset, self._hash.hexdigest(), _join_idx(self._idx_lines), rows)
 
-    def _add_member(self, name: str, data: bytes) -> int:
-        self._write(build_tar_header(name, len(data)))
-        offset = self._offset
-        self._write(data)
-        self._write(bytes(-len(data) % TAR_BLOCK))
-        return offset
+    def _write(self, pieces: tuple[bytes, ...]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)
+        num_bytes = sum(map(len, pieces))
+        self._waiting += pieces
+        self._num_waiting += num_bytes
+        self._offset += num_bytes
+        if self._num_waiting >= _WRITE_BYTES or len(self._waiting) > _MAX_PIECES:
+            self._flush()
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._offset += len(data)
+    def _flush(self) -> None:
+        """Hand over what waits; a call may write less than it was given."""
+        written = os.writev(self._file.fileno(), self._waiting)
+        if written < self._num_waiting:
+            rest = memoryview(b"".join(self._waiting))[written:]
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
+        self._waiting, self._num_waiting = [], 0
