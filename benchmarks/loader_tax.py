@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from apart import one_line
 from device_meter import DeviceMeter
 
 from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
+from unetfast.bench.model import repeat_batch
 from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
 from unetfast.config import apply_overrides, build_config, read_preset_tree
@@ -111,13 +111,6 @@ def _train_round(run: Run, batches: Iterator[Batch], num_steps: int, meter: Devi
         "cores_used": cores_used,
         **meter.read(),
     }
-
-
-def repeat_batch(batch: Batch) -> Iterator[Batch]:
-    """Hand out one batch for ever, in memory of its own."""
-    kept = replace(batch, image_NCHW=batch.image_NCHW.clone(), mask_NHW=batch.mask_NHW.clone())
-    while True:
-        yield kept
 
 
 def pin_to_cores(num_cores: int) -> None:
