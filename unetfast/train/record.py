@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from unetfast.infer.evaluate import Evaluation
-from unetfast.loader.build import choose_backend
 from unetfast.train.display import Display
 from unetfast.train.history import write_report
 from unetfast.train.log import MetricsLog
@@ -45,7 +44,7 @@ def write_facts(run: Run, shards: Path) -> None:
             "device": _name_of_device(run.device),
             "number_format": "float32" if run.amp.name == "off" else run.amp.name,
             "compiled": run.compiled,
-            "loader": choose_backend(run.config, run.device).name,
+            "loader": run.loader.backend,
             "versions": _versions(),
         }
     )
