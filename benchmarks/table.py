@@ -1,0 +1,106 @@
+"""The README's table of bars, made from the records in results/; nothing in it is written by hand.
+
+    python benchmarks/table.py
+    python benchmarks/table.py --check
+
+`make bench` and benchmarks/gpu.sh leave the records. --check writes nothing and exits with 1 where the README says something
+else than they do; a test does that, so the page cannot drift from what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bars import HEAD, format_line
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RECORDS = ("bench-cpu.json", "bench-gpu.json")
+PLOT = ROOT / "docs" / "images" / "bars.png"
+BEGIN, END = "<!-- bars: made by benchmarks/table.py -->", "<!-- bars: end -->"
+NOTHING_YET = "`make bench` measures this; no record of it stands in `benchmarks/results/` yet."
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the records of bars that are there, by file name."""
+    found = {}
+    for name in RECORDS:
+        if (folder / name).is_file():
+            found[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return found
+
+
+def describe_origin(name: str, record: Mapping[str, Any]) -> str:
+    """Say in a line where a record comes from: machine, revision, time, and its file."""
+    around = record["environment"]
+    gpus = around.get("gpus") or []
+    features = [feature for feature in around.get("cpu_features", []) if feature in ("avx512f", "avx512_bf16", "amx_bf16")]
+    machine = (
+        ", ".join(gpus) if gpus else f"{around['cores']} cores of {around['processor']} ({', '.join(features) or 'no AVX-512'})"
+    )
+    torch = around.get("packages", {}).get("torch", "unknown")
+    when = around["utc"][:10]
+    return f"{machine}; torch {torch}; revision {around['git_revision']}; {when}; `benchmarks/results/{name}`"
+
+
+def make_table(records: Mapping[str, Mapping[str, Any]], *, plot: Path | None = None) -> str:
+    """Write the table of all records' bars, then where they come from and what kept a bar from its floor.
+
+    Args:
+        records: by file name, as `read_records` gives them.
+        plot: a picture of the bars, shown below; its path relative to the page.
+    """
+    if not records:
+        return NOTHING_YET
+    bars = sorted((bar for record in records.values() for bar in record["bars"]), key=lambda bar: bar["bar"])
+    lines = [HEAD, *(format_line(bar) for bar in bars), ""]
+    lines += [f"- {describe_origin(name, record)}" for name, record in records.items()]
+    open_bars = [bar for bar in bars if bar["verdict"] != "pass" and bar["note"]]
+    lines += dict.fromkeys(f"- {bar['bar']} {bar['verdict']}: {bar['note']}" for bar in open_bars)
+    if plot is not None:
+        lines += ["", f"![Each bar over its floor, with its goal]({plot.as_posix()})"]
+    return "\n".join(lines)
+
+
+def replace_table(page: str, table: str) -> str:
+    """Put a table between the marks of a page.
+
+    Raises:
+        ValueError: a mark is missing, stands twice, or they stand in the wrong order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"the page must hold {BEGIN!r} and behind it {END!r}, once each")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page says something else")
+    parser.add_argument("--page", type=Path, default=ROOT / "README.md", help="default: README.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    given = parser.parse_args(arguments)
+    page = given.page.read_text(encoding="utf-8")
+    plot = PLOT.relative_to(ROOT) if PLOT.is_file() else None
+    try:
+        made = replace_table(page, make_table(read_records(given.results), plot=plot))
+    except ValueError as error:
+        sys.stderr.write(f"error: {given.page}: {error}\n")
+        return 2
+    if given.check:
+        if made == page:
+            return 0
+        sys.stderr.write(f"{given.page}: its table differs from the records; run `python benchmarks/table.py`\n")
+        return 1
+    given.page.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

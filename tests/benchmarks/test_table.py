@@ -1,0 +1,85 @@
+"""The README's table of bars: made from records alone, and held to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bar
+import pytest
+import table
+
+AROUND = {
+    "processor": "Some CPU",
+    "cores": 2,
+    "cpu_features": ["avx2", "avx512f"],
+    "gpus": [],
+    "packages": {"torch": "2.14.1"},
+    "git_revision": "abc",
+    "utc": "2026-11-21T10:00:00+00:00",
+}
+CPU: dict[str, Any] = {
+    "environment": AROUND,
+    "bars": [
+        bar.make_bar("C3", "reader", [4.0], floor=5, goal=10, note="hashing"),
+        bar.make_bar("C1", "writer", [4.0, 5.0], floor=3.5, goal=6, note="bytes are the same"),
+    ],
+}
+GPU: dict[str, Any] = {
+    "environment": AROUND | {"gpus": ["NVIDIA H200"]},
+    "bars": [bar.absent_bar("G1", "training", floor=2100, goal=2550, unit="images/s", reason="no time")],
+}
+PAGE = f"# Page\n\n{table.BEGIN}\nold\n{table.END}\n\nmore\n"
+
+
+def test_the_table_holds_all_bars_where_they_come_from_and_what_is_open() -> None:
+    made = table.make_table({"bench-cpu.json": CPU, "bench-gpu.json": GPU}, plot=Path("docs/images/bars.png"))
+    assert made.splitlines()[2:] == [
+        "| C1 | writer | 4.5 (4..5) | 3.5x | 6x | pass |",
+        "| C3 | reader | 4 (4..4) | 5x | 10x | short |",
+        "| G1 | training | - | 2100 images/s | 2550 images/s | n/a |",
+        "",
+        "- 2 cores of Some CPU (avx512f); torch 2.14.1; revision abc; 2026-11-21; `benchmarks/results/bench-cpu.json`",
+        "- NVIDIA H200; torch 2.14.1; revision abc; 2026-11-21; `benchmarks/results/bench-gpu.json`",
+        "- C3 short: hashing",
+        "- G1 n/a: no time",
+        "",
+        "![Each bar over its floor, with its goal](docs/images/bars.png)",
+    ]
+
+
+def test_without_a_record_the_page_says_so() -> None:
+    assert table.make_table({}) == table.NOTHING_YET
+
+
+def test_the_page_is_written_and_then_held_to_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    (tmp_path / "bench-cpu.json").write_text(json.dumps(CPU))
+    arguments = ["--page", str(page), "--results", str(tmp_path)]
+    assert table.main([*arguments, "--check"]) == 1
+    assert "run `python benchmarks/table.py`" in capsys.readouterr().err
+    assert page.read_text() == PAGE
+    assert table.main(arguments) == 0
+    assert table.main([*arguments, "--check"]) == 0
+    text = page.read_text()
+    assert text.startswith("# Page\n\n<!--")
+    assert text.endswith("-->\n\nmore\n")
+    assert "| C1 | writer |" in text
+    assert "old" not in text
+    (tmp_path / "bench-cpu.json").write_text(json.dumps(CPU | {"bars": []}))
+    assert table.main([*arguments, "--check"]) == 1
+
+
+@pytest.mark.parametrize("page", ["no marks", table.BEGIN, f"{table.END}{table.BEGIN}", f"{PAGE}{PAGE}"])
+def test_a_page_without_its_two_marks_is_refused(page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    assert table.main(["--page", str(path), "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: the page must hold")
+    assert path.read_text() == page
+
+
+def test_the_readme_says_what_the_records_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert table.main(["--check"]) == 0, capsys.readouterr().err
