@@ -29,7 +29,7 @@ from unetfast.data.reader import open_shards
 from unetfast.data.sample import IMAGE_CODECS, MASK_CODECS, Sample
 from unetfast.errors import UserError
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 (a file system in memory: what is written there waits for no disk)
+_MEMORY = Path("/dev/shm")
 # data set -> its folder among the real sample files
 _REAL_FOLDERS = {
     "carvana": "carvana",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import tarfile
@@ -145,12 +144,3 @@ def prepare(name: str, folder: Path, sample: Sample) -> None:
 def count_bytes(folder: Path) -> int:
     """Add up the sizes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def describe(sample: Sample) -> dict[str, Any]:
-    """Tell what a sample weighs, for the record."""
-    return {
-        "image_bytes": len(sample.image),
-        "mask_bytes": len(sample.mask),
-        "json_bytes": len(json.dumps(build_json(sample).decode())),
-    }

@@ -7,7 +7,7 @@ import pytest
 from plain_source import make_labels
 
 from unetfast.data import counting
-from unetfast.data.counting import count_ids, count_values
+from unetfast.data.counting import FEW_VALUES, count_ids, count_values
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -18,6 +18,12 @@ def test_counts_equal_bincount(dtype: type, shape: tuple[int, int]) -> None:
         counts = count_values(layout)
         assert counts.dtype == np.int64
         np.testing.assert_array_equal(counts, np.bincount(layout.reshape(-1), minlength=np.iinfo(dtype).max + 1))
+
+
+@pytest.mark.parametrize("num_values", [1, 2, 3, FEW_VALUES, FEW_VALUES + 1])
+def test_few_values_are_counted_as_many_are(num_values: int) -> None:
+    values = np.random.default_rng(num_values).integers(0, num_values, (40, 30)).astype(np.uint8)
+    np.testing.assert_array_equal(count_values(values), np.bincount(values.reshape(-1), minlength=256))
 
 
 def test_bands_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,15 @@ from unetfast.data.labels import LabelTable
 
 # calcHist counts in float32, which is exact up to here; longer masks are counted in bands
 EXACT_PIXELS = 1 << 24
+# ids below this are counted one by one
+FEW_VALUES = 8
 
 
 def count_values(values_HW: np.ndarray) -> np.ndarray:
     """Count how often each value occurs.
 
-    OpenCV counts bytes in a third of the time that `np.bincount` takes, which would cost as much as a JPEG decode.
+    OpenCV counts bytes in a third of the time that `np.bincount` takes, which would cost as much as a JPEG decode; a few small
+    values, as class ids often are, it finds one by one faster still: two classes in a tenth of that.
 
     Args:
         values_HW: uint8 or uint16, (H, W).
@@ -29,6 +32,11 @@ def count_values(values_HW: np.ndarray) -> np.ndarray:
     if flat.dtype == np.uint16:
         return np.bincount(flat[0], minlength=1 << 16)
     counts = np.zeros(256, dtype=np.int64)
+    if flat.size and (greatest := int(cv2.norm(flat, cv2.NORM_INF))) < FEW_VALUES:
+        for value in range(1, greatest + 1):
+            counts[value] = np.count_nonzero(flat == value)
+        counts[0] = flat.size - counts.sum()
+        return counts
     for start in range(0, flat.shape[1], EXACT_PIXELS):
         band = flat[:, start : start + EXACT_PIXELS]
         counts += np.asarray(cv2.calcHist([band], [0], None, [256], [0, 256])).reshape(-1).astype(np.int64)

@@ -126,8 +126,8 @@ def resize_mask(mask_HW: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def sum_channels(rgb_HWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum values and squared values of each channel, exactly.
 
-    Columns are summed by OpenCV in 32-bit integers, over blocks of rows that cannot overflow; a full Carvana image takes half
-    as long as its JPEG decode, where numpy takes ten times as long.
+    OpenCV's sum counts bytes in integers. Squares are summed by columns in 32-bit integers, over blocks of rows that cannot
+    overflow; together a full Carvana image takes a third of the time of its JPEG decode, where numpy takes ten times as long.
 
     Args:
         rgb_HWC: uint8, (H, W, 3).
@@ -135,13 +135,14 @@ def sum_channels(rgb_HWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two arrays, int64, (3,).
     """
-    totals = np.zeros((2, 3), dtype=np.int64)
+    sums = np.zeros(3, dtype=np.int64)
+    square_sums = np.zeros(3, dtype=np.int64)
     for top in range(0, len(rgb_HWC), _SUM_ROWS):
         block = rgb_HWC[top : top + _SUM_ROWS]
-        for place, kind in enumerate((cv2.REDUCE_SUM, cv2.REDUCE_SUM2)):
-            columns = cv2.reduce(block, 0, kind, dtype=cv2.CV_32S)
-            totals[place] += columns.reshape(-1, 3).sum(axis=0, dtype=np.int64)
-    return totals[0], totals[1]
+        sums += np.array(cv2.sumElems(block)[:3], dtype=np.float64).astype(np.int64)
+        columns = cv2.reduce(block, 0, cv2.REDUCE_SUM2, dtype=cv2.CV_32S)
+        square_sums += columns.reshape(-1, 3).sum(axis=0, dtype=np.int64)
+    return sums, square_sums
 
 
 def _build_notes(loaded: LoadedImage, choice: str, *, resized: bool) -> tuple[str, ...]:

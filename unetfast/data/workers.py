@@ -1,7 +1,8 @@
-"""Worker processes for the packer: each takes one task after the other, and none outlives its parent.
+"""Workers for the packer: each takes one task after the other, and none outlives its parent.
 
 A small pool of our own rather than `concurrent.futures`: tasks report progress from within, a worker that is killed (no
-memory left) ends in a clear error, and workers notice a parent that was killed with SIGKILL.
+memory left) ends in a clear error, and workers notice a parent that was killed with SIGKILL. All are processes but one: a
+thread here works from the first moment on, while the others import what they need.
 """
 
 from __future__ import annotations
@@ -61,24 +62,30 @@ def run_tasks(
     Args:
         tasks: picklable.
         work: what to do with one.
-        num_workers: processes; with 1, or with one task, the work is done in this process.
-        report: takes the number of samples done since the last call.
+        num_workers: a thread of this process and processes beside it; with 1, or with one task, there is neither. OpenCV uses
+            one thread a call meanwhile, in all of them.
+        report: takes the number of samples done since the last call; the work ends with what it raises.
 
     Raises:
         UserError: whatever the work raises, or a worker died.
         RuntimeError: a bug in the work; carries the worker's traceback.
     """
     num_workers = min(num_workers, len(tasks))
-    if num_workers <= 1:
-        for task in tasks:
-            yield work(task, report)
-        return
-    pool = [_Worker(work) for _ in range(num_workers)]
+    former_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    pool: list[_Worker | _ThreadWorker] = []
     try:
+        if num_workers <= 1:
+            for task in tasks:
+                yield work(task, report)
+            return
+        pool += [_Worker(work) for _ in range(num_workers - 1)]
+        pool.append(_ThreadWorker(work))
         yield from _serve_pool(pool, tasks, report)
     finally:
         for worker in pool:
             worker.stop()
+        cv2.setNumThreads(former_threads)
 
 
 class _Worker:
@@ -119,7 +126,41 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve_pool(pool: list[_Worker], tasks: list[Any], report: Callable[[int], None]) -> Iterator[Any]:
+class _ThreadWorker:
+    """One thread of this process; it is spoken to as a process is."""
+
+    def __init__(self, work: Work[Any, Any]) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        self._is_stopped = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(theirs, work), name="unetfast-pack", daemon=True)
+        self._thread.start()
+        self.busy = False
+
+    def give(self, task: Any) -> None:
+        self.busy = True
+        self.pipe.send(task)
+
+    def take(self) -> tuple[str, Any]:
+        kind, value = self.pipe.recv()
+        return kind, value
+
+    def stop(self) -> None:
+        """End the thread; a task in its hands is broken off behind the sample it is at."""
+        self._is_stopped.set()
+        self.pipe.close()
+        self._thread.join()
+
+    def _serve(self, pipe: Connection, work: Work[Any, Any]) -> None:
+        with pipe, suppress(EOFError, OSError, _Stopped):
+            while True:
+                _do_task(pipe, work, self._is_stopped)
+
+
+class _Stopped(BaseException):
+    """Breaks off the work of a thread; nobody is told of it."""
+
+
+def _serve_pool(pool: list[_Worker | _ThreadWorker], tasks: list[Any], report: Callable[[int], None]) -> Iterator[Any]:
     waiting = list(reversed(tasks))
     for worker in pool:
         worker.give(waiting.pop())
@@ -149,27 +190,35 @@ def _serve(pipe: Connection, work: Work[Any, Any]) -> None:
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the command line's own process
     while True:
-        task = pipe.recv()
-        reporter = _Reporter(pipe)
-        try:
-            answer = ("done", work(task, reporter))
-        except UserError as error:
-            answer = ("error", error)
-        except Exception:
-            answer = ("bug", traceback.format_exc())
-        reporter.flush()
-        pipe.send(answer)
+        _do_task(pipe, work)
+
+
+def _do_task(pipe: Connection, work: Work[Any, Any], is_stopped: threading.Event | None = None) -> None:
+    """Take one task from the pipe, do it, and tell how it ended."""
+    task = pipe.recv()
+    reporter = _Reporter(pipe, is_stopped)
+    try:
+        answer = ("done", work(task, reporter))
+    except UserError as error:
+        answer = ("error", error)
+    except Exception:
+        answer = ("bug", traceback.format_exc())
+    reporter.flush()
+    pipe.send(answer)
 
 
 class _Reporter:
     """Sends progress up the pipe, a few times a second."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, is_stopped: threading.Event | None) -> None:
         self._pipe = pipe
+        self._is_stopped = is_stopped
         self._count = 0
         self._last = time.monotonic()
 
     def __call__(self, count: int) -> None:
+        if self._is_stopped is not None and self._is_stopped.is_set():
+            raise _Stopped
         self._count += count
         if time.monotonic() - self._last >= _REPORT_EVERY_S:
             self.flush()
