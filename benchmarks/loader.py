@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from side import SideProcess
-from sides import SidePlan, plan_sides
+from side import START_TIMEOUT_S, SideProcess
+from sides import plan_sides
 
 from unetfast.bench.harness import (
     SideError,
@@ -37,19 +37,24 @@ from unetfast.data.manifest import read_manifest
 from unetfast.errors import UserError
 
 
-def run(plans: list[SidePlan], *, rounds: int, seconds: float, warmup_s: float) -> dict[str, dict[str, Any]]:
+def run(
+    plans: list[Any], *, rounds: int, seconds: float, warmup_s: float, start_timeout_s: float = START_TIMEOUT_S
+) -> dict[str, dict[str, Any]]:
     """Build all sides, let them take turns, and sum up what each did.
 
     Args:
-        plans: the sides.
+        plans: the sides: `sides.SidePlan` or others with name, settings, device and build.
         rounds: of each side.
         seconds: of a round.
         warmup_s: of each side's first round, which is not counted.
+        start_timeout_s: longest time for a side's imports, and again to build it.
 
     Returns:
         For each side its figures, or `error`: why there are none.
     """
-    processes = {plan.name: SideProcess(plan.name, plan.build, plan, plan.device) for plan in plans}
+    processes = {
+        plan.name: SideProcess(plan.name, plan.build, plan, plan.device, start_timeout_s=start_timeout_s) for plan in plans
+    }
     warmups: dict[str, dict[str, Any]] = {}
     try:
         for name, process in processes.items():
@@ -101,7 +106,7 @@ def _sum_up(rounds: list[dict[str, Any]], warmup: dict[str, Any]) -> dict[str, A
     figures["no_shares_because"] = rounds[-1]["no_shares_because"]
     # the device's memory is told for all processes together, and only the first round was alone in taking some
     figures |= {name: warmup[name] for name in ("device_mib", "torch_device_mib")}
-    figures["host_peak_mib"] = rounds[-1]["host_peak_mib"]
+    figures |= {name: rounds[-1][name] for name in ("host_peak_mib", "workers_peak_mib")}
     return figures
 
 

@@ -60,14 +60,24 @@ class SideProcess:
         build: function of a module that the child can import; takes `spec`, returns a `BuiltSide`.
         spec: what it gets; must be picklable.
         device: "cpu", "cuda" or "cuda:N".
+        start_timeout_s: longest time for imports, and again for `build`.
 
     Attributes:
         facts: what `build` says of the side.
         error: why it ended; "" while it goes on.
     """
 
-    def __init__(self, name: str, build: Callable[[Any], BuiltSide], spec: Any, device: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[Any], BuiltSide],
+        spec: Any,
+        device: str,
+        *,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
         self.name = name
+        self._start_timeout_s = start_timeout_s
         self.facts: dict[str, Any] = {}
         self.error = ""
         context = multiprocessing.get_context("spawn")
@@ -84,9 +94,9 @@ class SideProcess:
         Raises:
             SideError: it failed, died or took too long; `error` says which.
         """
-        self._receive(START_TIMEOUT_S)
+        self._receive(self._start_timeout_s)
         self._send("build")
-        self.facts = self._receive(START_TIMEOUT_S)
+        self.facts = self._receive(self._start_timeout_s)
         return self.run_round(warmup_s)
 
     def run_round(self, seconds: float) -> dict[str, Any]:
