@@ -31,6 +31,7 @@ from unetfast.bench.harness import describe_environment, finish
 BENCHMARKS = Path(__file__).parent
 RECORD = BENCHMARKS / "results" / "bench-cpu.json"
 MINUTES = 15.0
+MAX_LOAD = 0.5  # processes that wanted a core in the minute before; above it the machine was not idle
 HEAD = "| bar | what | measured, median (min..max) | floor | goal | verdict |\n|---|---|---|---|---|---|"
 
 
@@ -215,6 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
         programs, wanted = choose_programs(given.only)
     except ValueError as error:
         parser.error(str(error))
+    load = os.getloadavg()[0]
+    if load > MAX_LOAD:
+        sys.stderr.write(
+            f"note: this machine does other work (load {load:.1f}): ratios lean to one side or the other, figures fall\n"
+        )
     shared = ["--seed", str(given.seed), *(["--quick"] if given.quick else [])]
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -233,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         "environment": describe_environment(),
         "seed": given.seed,
         "quick": given.quick,
+        "load_before": round(load, 2),
         "wall_s": round(time.monotonic() - began, 1),
         "programs": {name: {"wall_s": one.wall_s, "error": one.error} for name, one in outcomes.items()},
         "bars": bars,

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bars import HEAD, format_line
+from bars import HEAD, MAX_LOAD, format_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,7 +45,9 @@ def describe_origin(name: str, record: Mapping[str, Any]) -> str:
     )
     torch = around.get("packages", {}).get("torch", "unknown")
     when = around["utc"][:10]
-    return f"{machine}; torch {torch}; revision {around['git_revision']}; {when}; `benchmarks/results/{name}`"
+    load = record.get("load_before", 0.0)
+    beside = f"; beside other work (load {load:.1f})" if load > MAX_LOAD else ""
+    return f"{machine}; torch {torch}; revision {around['git_revision']}; {when}{beside}; `benchmarks/results/{name}`"
 
 
 def make_table(records: Mapping[str, Mapping[str, Any]], *, plot: Path | None = None) -> str:

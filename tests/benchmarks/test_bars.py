@@ -135,6 +135,7 @@ def test_the_exit_code_and_the_last_line_tell_how_it_went(
     record = json.loads(text.splitlines()[-1])
     assert record == json.loads(path.read_text())
     assert record["seed"] == 3
+    assert record["load_before"] >= 0
     assert record["records"]["one"]["seed"] == 3
     assert "| C1 | writer |" in text
 

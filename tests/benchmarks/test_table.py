@@ -49,6 +49,11 @@ def test_the_table_holds_all_bars_where_they_come_from_and_what_is_open() -> Non
     ]
 
 
+def test_a_busy_machine_stands_beside_its_figures() -> None:
+    assert "; beside other work (load 3.2);" in table.describe_origin("a", CPU | {"load_before": 3.2})
+    assert "other work" not in table.describe_origin("a", CPU | {"load_before": 0.3})
+
+
 def test_without_a_record_the_page_says_so() -> None:
     assert table.make_table({}) == table.NOTHING_YET
 
