@@ -18,6 +18,7 @@ from unetfast.data.reader import SplitReader
 _PROBE_SAMPLES = 64  # read between two looks at the clock, in the warm-up
 _HASH_S = 0.05  # for which the hash alone is timed
 _HASH_BYTES = 64 << 20  # more than a core's caches hold
+_HASH_PIECES = 4096  # at most; of so small ones the call costs more than the memory
 
 
 class ReadRung:
@@ -70,7 +71,7 @@ class ReadRung:
 
 def measure_hash(num_bytes: int) -> float:
     """Measure xxh3 alone on pieces of `num_bytes` out of memory, none twice in a row; bytes a second on one core."""
-    num_pieces = max(1, _HASH_BYTES // max(1, num_bytes))
+    num_pieces = min(max(1, _HASH_BYTES // max(1, num_bytes)), _HASH_PIECES)
     memory = memoryview(bytes(num_pieces * num_bytes))
     pieces = [memory[num_bytes * place : num_bytes * (place + 1)] for place in range(num_pieces)]
     num_hashed, began_s = 0, time.perf_counter()
