@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_config import make_config
 
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
 from unetfast.data.toy import write_toy
 from unetfast.train.run import Run
-
-SMALL: dict[str, dict[str, Any]] = {
-    "model": {"base_channels": 4, "depth": 2},
-    "loader": {"size_hw": [32, 48], "batch_size": 4, "threads": 1},
-    "train": {"amp": "off", "device": "cpu"},
-}
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +32,13 @@ def car_shards(car_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def build_small_run(car_shards: Path, tmp_path: Path, one_thread: None) -> Iterator[Callable[..., Run]]:
-    """Build a run with `SMALL` and other sections on top; closed when the test ends."""
-    from unetfast.config import build_config
+    """Build a run of `make_config`; closed when the test ends."""
     from unetfast.train.runfolder import RunFolder
     from unetfast.train.setup import build_run
 
     with ExitStack() as stack:
 
         def build(**sections: dict[str, Any]) -> Run:
-            tree = copy.deepcopy(SMALL)
-            for name, values in sections.items():
-                tree[name] = tree.get(name, {}) | values
-            return stack.enter_context(build_run(car_shards, build_config(tree), RunFolder(tmp_path)))
+            return stack.enter_context(build_run(car_shards, make_config(**sections), RunFolder(tmp_path)))
 
         yield build

@@ -120,8 +120,8 @@ def format_profile(record: dict[str, Any]) -> str:
     share = sum(kernel["share_pct"] for kernel in record["kernels"])
     kind = "GPU kernels" if record["device"] == "cuda" else "operators"
     head = (
-        f"profile of {record['steps']} steps, {record['step_ms']:.4g} ms each with the profiler at work, "
-        f"{record['kernel_ms']:.4g} ms of it in {kind}; the {len(record['kernels'])} dearest hold {share:.0f} %:"
+        f"profile of {record['steps']} steps, {record['step_ms']:,.5g} ms each with the profiler at work, "
+        f"{record['kernel_ms']:,.5g} ms of it in {kind}; the {len(record['kernels'])} dearest hold {share:.0f} %:"
     )
     return f"{head}\n{lines}"
 
