@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 
 from unetfast.bench.loader import LoaderRung, measure_decode, num_made_ahead
 from unetfast.bench.read import ReadRung, measure_hash
-from unetfast.bench.shard import ShardRung
+from unetfast.bench.shard import ShardRung, watch_children
 from unetfast.bench.train import COMPILING_STEPS, StepRung
 from unetfast.config import build_config
 from unetfast.data.options import PackOptions
@@ -155,4 +158,20 @@ def test_packing_rounds_leave_nothing_behind(car_source: Path, tmp_path: Path) -
     sources = [path for path in car_source.rglob("*") if path.suffix in (".jpg", ".gif")]
     assert facts["source_bytes"] == sum(path.stat().st_size for path in sources)
     assert done.figures["source_mib_per_s"] * done.wall_s * 2**20 == pytest.approx(facts["source_bytes"])
+    assert done.figures["workers_peak_mib"] == 0  # this process packs alone
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_of_children_is_seen() -> None:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("this system does not tell a process's children")
+    hold = "held = b'1' * (64 << 20); print('held', flush=True); input()"
+    with watch_children() as peaks_mib:
+        child = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        while peaks_mib.get(child.pid, 0) < 64:  # until the watcher has looked
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.communicate(b"\n")
+    assert 64 <= peaks_mib[child.pid] < 200

@@ -6,7 +6,7 @@ each of its rounds; how much that is, it settles in its warm-up, which is not co
 
 from __future__ import annotations
 
-import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -67,7 +67,7 @@ class RungResult:
         images_per_s: as `harness.spread` of the rounds.
         core_s_per_image: likewise, seconds.
         host_peak_mib: most resident memory of the whole process in one of the rung's rounds, MiB; what the other rungs of this
-            run hold is in it.
+            run hold is in it, the memory of worker processes is not.
         device_peak_mib: most memory that torch's tensors took on the GPU in one of its rounds, MiB; None without a GPU.
         facts: what the rung tells of itself, and the spread of each further figure of its rounds; plain JSON.
     """
@@ -117,10 +117,14 @@ def reset_host_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def read_host_peak_mib() -> float:
-    """Read the most resident memory of this process since the last reset, MiB; 0 where the system does not say."""
+def read_host_peak_mib(process: int | None = None) -> float:
+    """Read the most resident memory of a process since the last reset, MiB; 0 where the system does not say.
+
+    Args:
+        process: its id; None: this one.
+    """
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(f"/proc/{process or 'self'}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return 0.0
@@ -138,8 +142,8 @@ class Stopwatch:
 
 
 def _processor_s() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def steps_of(seconds: float, step_s: float) -> int:

@@ -80,7 +80,10 @@ def _limit_of_train(rung: Mapping[str, Any], rungs: Rungs, verdict: Mapping[str,
 
 
 def _limit_of_shard(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
-    return "-", None, f"{rung['facts']['source_mib_per_s']['median']:.3g} MiB/s of source files"
+    facts = rung["facts"]
+    remark = f"{facts['source_mib_per_s']['median']:.3g} MiB/s of source files"
+    workers_mib = facts["workers_peak_mib"]["median"]
+    return "-", None, f"{remark}, workers {format_memory(workers_mib, None)}" if workers_mib else remark
 
 
 _LIMITS = {
