@@ -135,8 +135,8 @@ def _write_split(folder: Path, made: Sequence[MadeSample], samples_per_shard: in
                 writer.add(one.sample)
             content = writer.finish()
         path.with_suffix(".idx").write_text(content.idx)
-        content.rows["shard"] = number
-        rows.append(content.rows)
+        rows.append(content.rows.copy())
+        rows[-1]["shard"] = number
         idx_xxh3 = xxhash.xxh3_64_hexdigest(content.idx.encode())
         shards.append(
             ShardInfo(file=path.name, samples=len(content.rows), bytes=content.num_bytes, xxh3=content.xxh3, idx_xxh3=idx_xxh3)

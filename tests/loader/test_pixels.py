@@ -9,11 +9,11 @@ import simplejpeg
 from unetfast.config import build_config
 from unetfast.data.codecs import encode_image
 from unetfast.loader.augment import draw_augmentation
+from unetfast.loader.masklookup import gather_mask
 from unetfast.loader.order import Places
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_reduced,
-    gather_mask,
     resize_box,
     transform_color,
     warp_image,

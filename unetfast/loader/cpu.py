@@ -16,23 +16,28 @@ import numpy as np
 import torch
 
 from unetfast.config import LoaderConfig
+from unetfast.data.codecs import inflate_bits
 from unetfast.data.reader import SplitReader
+from unetfast.data.sample import MASK_CODECS
 from unetfast.errors import CorruptShardError
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
+from unetfast.loader.masklookup import StoredMask, gather_mask
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_reduced,
     flip_image,
     flip_matrix,
-    gather_mask,
     resize_box,
     transform_color,
     warp_image,
 )
 from unetfast.loader.prefetch import Job, PrefetchLoader
+from unetfast.loader.scratch import scratch_array
 from unetfast.loader.stream import BatchPlan, SampleStream
+
+_LZ4_MASK = MASK_CODECS.index("lz4")
 
 
 class _Slot:
@@ -43,6 +48,7 @@ class _Slot:
         self.image_NHWC = torch.empty((size, *hw, 3), dtype=torch.uint8, pin_memory=pinned)
         self.mask_NHW = torch.empty((size, *hw), dtype=mask_dtype, pin_memory=pinned)
         self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        self.images, self.masks = list(self.image_NHWC.numpy()), list(self.mask_NHW.numpy())  # row by row
 
     def hand_out(self, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and mask on the device; a copy to the GPU runs on the current stream, and nobody waits for it here."""
@@ -68,7 +74,13 @@ class _Job(Job):
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What worker threads need; it does not hold the loader, which can so be collected while they run."""
+    """What worker threads need; it does not hold the loader, which can so be collected while they run.
+
+    Args:
+        reader: the split.
+        config: of the loader.
+        rule: how masks choose their crops.
+    """
 
     reader: SplitReader
     config: LoaderConfig
@@ -80,39 +92,63 @@ class _Work:
 
     def load(self, job: _Job, row: int) -> None:
         """Load one row of a batch."""
-        self._load(int(job.plan.places.sample_ids[row]), job.plan.augmentation, row, job.slot)
+        sample_id, numbers = int(job.plan.places.sample_ids[row]), job.plan.augmentation
+        mask = self._read_mask(sample_id)
+        if numbers.has_candidates:
+            self.rule.settle(numbers, row, mask.unpack())
+        crop_yxyx = numbers.crop_yxyx[row].tolist()
+        self._load_image(sample_id, numbers, row, crop_yxyx, job.slot.images[row])
+        matrix, out_HW = numbers.mask_matrix[row], job.slot.masks[row]
+        gather_mask(mask.stored, matrix, crop_yxyx, self.rule.ignore_index, out_HW, is_packed=mask.is_packed)
 
-    def _load(self, sample_id: int, numbers: Augmentation, row: int, slot: _Slot) -> None:
-        mask_HW = self.reader.decode_mask(sample_id)
-        self.rule.settle(numbers, row, mask_HW)
-        self._load_image(sample_id, numbers, row, slot.image_NHWC[row].numpy())
-        out_HW = slot.mask_NHW[row].numpy()
-        gather_mask(mask_HW, numbers.mask_matrix[row], numbers.crop_yxyx[row], self.rule.ignore_index, out_HW)
-
-    def _load_image(self, sample_id: int, numbers: Augmentation, row: int, out_HWC: np.ndarray) -> None:
-        rgb_HWC, box_yxyx = self._decode(sample_id, numbers.crop_yxyx[row], (out_HWC.shape[0], out_HWC.shape[1]))
+    def _load_image(self, sample_id: int, numbers: Augmentation, row: int, crop_yxyx: list[int], out_HWC: np.ndarray) -> None:
         hflip, vflip, has_warp = bool(numbers.hflip[row]), bool(numbers.vflip[row]), bool(numbers.has_warp[row])
-        resized_HWC = np.empty_like(out_HWC) if has_warp or hflip or vflip else out_HWC
-        resize_box(rgb_HWC, box_yxyx, resized_HWC)
+        target_hw = (out_HWC.shape[0], out_HWC.shape[1])
+        is_moved = has_warp or hflip or vflip
+        resized_HWC = self._resize(
+            sample_id, crop_yxyx, scratch_array("resized", out_HWC.shape, np.uint8) if is_moved else out_HWC
+        )
         if has_warp:
-            warp_image(resized_HWC, flip_matrix(numbers.warp_matrix[row], hflip, vflip, out_HWC.shape[:2]), out_HWC)
+            warp_image(resized_HWC, flip_matrix(numbers.warp_matrix[row], hflip, vflip, target_hw), out_HWC)
         elif hflip or vflip:
             flip_image(resized_HWC, hflip, vflip, out_HWC)
+        elif resized_HWC is not out_HWC:
+            out_HWC[...] = resized_HWC
         if numbers.has_color[row]:
             transform_color(out_HWC, numbers.color_matrix[row])
 
-    def _decode(self, sample_id: int, crop_yxyx: np.ndarray, target_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Decode an image as far as its crop needs it, and return the crop box in pixels of the result."""
+    def _resize(self, sample_id: int, crop_yxyx: list[int], buffer_HWC: np.ndarray) -> np.ndarray:
+        """Return the crop at target size; in the buffer, or where it lies if that is its size already."""
+        rgb_HWC, reduction = self._decode(sample_id, crop_yxyx, (buffer_HWC.shape[0], buffer_HWC.shape[1]))
+        if rgb_HWC.shape == buffer_HWC.shape and crop_yxyx == [0, 0, *rgb_HWC.shape[:2]]:
+            return rgb_HWC
+        resize_box(rgb_HWC, [edge / reduction for edge in crop_yxyx], buffer_HWC)
+        return buffer_HWC
+
+    def _decode(self, sample_id: int, crop_yxyx: list[int], target_hw: tuple[int, int]) -> tuple[np.ndarray, int]:
+        """Decode an image as far as its crop needs it, and return by what it is reduced."""
         record = self.reader.rows[sample_id]
-        data = self.reader.read_image(sample_id)
+        stored_hw = (int(record["height"]), int(record["width"]))
         codec = self.reader.image_codec(sample_id)
-        top, left, bottom, right = crop_yxyx.tolist()
+        top, left, bottom, right = crop_yxyx
         reduction = choose_jpeg_reduction((bottom - top, right - left), target_hw, self.config.decode) if codec == "jpeg" else 1
+        data = self.reader.read_image(sample_id)
         try:
-            rgb_HWC = decode_reduced(data, codec, (int(record["height"]), int(record["width"])), reduction)
+            return decode_reduced(data, codec, stored_hw, reduction), reduction
         except ValueError as error:
             raise CorruptShardError(self.reader.describe(sample_id, "image"), f"cannot be decoded ({error})") from None
-        return rgb_HWC, crop_yxyx / reduction
+
+    def _read_mask(self, sample_id: int) -> StoredMask:
+        """Read and inflate a mask; one of bits stays packed."""
+        record = self.reader.rows[sample_id]
+        if record["mask_bits"] != 1 or record["mask_codec"] != _LZ4_MASK:
+            return StoredMask(self.reader.decode_mask(sample_id))
+        height, width = int(record["height"]), int(record["width"])
+        data = self.reader.read_mask(sample_id)
+        try:
+            return StoredMask(inflate_bits(data, height=height, width=width), width)
+        except ValueError as error:
+            raise CorruptShardError(self.reader.describe(sample_id, "mask"), f"cannot be decoded ({error})") from None
 
 
 class CpuLoader(PrefetchLoader[_Job]):
