@@ -3,8 +3,9 @@
     python benchmarks/gpu_summary.py WORK OUT [--tell PART] [--seconds N]
 
 WORK holds parts.tsv (name, exit code, seconds, limit) and each part's record. summary.json is the line: how every part ended,
-and its main figures; records.json holds the records themselves. Needs nothing but Python, since it must tell of missing
-packages. The exit code is 1 when a part did not end well.
+its main figures, and the bars G1 to G5; records.json holds the records themselves. Needs nothing but Python and this checkout,
+since it must tell of missing packages. The exit code is 1 when a part did not end well; a bar that is short is no failure of
+the script.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from bar import format_bar
 
 MAX_NAMES = 20  # of failed tests
 
@@ -64,7 +67,18 @@ def sum_up_side(side: dict[str, Any]) -> Any:
 def sum_up(record: dict[str, Any]) -> dict[str, Any]:
     """Shorten a part's record to its main figures."""
     kind = record.get("benchmark")
-    if kind in ("loader", "loader_tax"):
+    if kind == "gpu_training":
+        sizes = {size: one["sides"] for size, one in record["sizes"].items()}
+        return {size: {name: sum_up_side(side) for name, side in sides.items()} for size, sides in sizes.items()}
+    if kind == "gpu_compile":
+        last = record["cold"]["stretches"][-1] if record["cold"] else {}
+        return {"after_all_epochs": last, "warm_first_step_s": three(record.get("warm_first_step_s"))}
+    if kind == "gpu_latency":
+        return {
+            name: {"error": side["error"][:160]} if "error" in side else three(side["ms"])
+            for name, side in record["sides"].items()
+        }
+    if kind in ("loader", "loader_tax", "gpu_decode"):
         short = {name: sum_up_side(side) for name, side in record["sides"].items()}
         return short | {name: {"error": error[:160]} for name, error in record.get("errors", {}).items()}
     if kind == "parity":
@@ -109,12 +123,14 @@ def build_summary(work: Path, out: Path, *, seconds: int | None = None) -> tuple
                 part["status"] = "no test ran"
         elif part["status"] not in ("ok", "no time"):
             part["last_line"] = last_line(work / f"{name}.log")
+    bars = [bar for name in records for bar in records[name].get("bars", [])]
     summary = {
         "benchmark": "gpu",
         "ok": all(part["status"] == "ok" for part in parts.values()) and bool(parts),
         "not_ok": {name: part["status"] for name, part in parts.items() if part["status"] != "ok"},
         "seconds": sum(part["seconds"] for part in parts.values()) if seconds is None else seconds,
         "environment": records.get("environment"),
+        "bars": bars,
         "parts": parts,
     }
     return summary, records
@@ -143,6 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
         part = summary["parts"].get(given.tell, {"status": "left no trace", "seconds": 0})
         print(f"{given.tell}: {part['status']}, {part['seconds']} s {part.get('last_line', '')}".rstrip())
         return 0
+    for bar in sorted(summary["bars"], key=lambda bar: str(bar["bar"])):
+        print(format_bar(bar) + (f" {bar['note']}" if bar["note"] else ""))
     print(json.dumps(summary, separators=(",", ":")))
     return 0 if summary["ok"] else 1
 

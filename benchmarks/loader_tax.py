@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from apart import one_line
 from device_meter import DeviceMeter
+from gpu_bars import LOADER_TAX, gpu_bar
 
 from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
 from unetfast.bench.model import repeat_batch
@@ -42,6 +43,7 @@ from unetfast.train.setup import build_run, count_parameters, preset_for
 from unetfast.train.step import train_step
 
 RESIDENT = "resident"
+CACHED = "cache-gpu"  # no backend, but loader.cache = "gpu"
 LEAD_IN = 4  # steps at the start of a round, so that no batch made before it is counted
 WARMUP_STEPS = 8
 MIN_STEPS = 5
@@ -142,6 +144,17 @@ def sum_up(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
     return figures
 
 
+def build_bars(device: str, dataset: str, cores: int, figures: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make the bars of G2: the tax of DALI, and of a data set that lies on the card."""
+    floor, goal = LOADER_TAX
+    bars = []
+    for name in ("dali", CACHED):
+        rounds = figures[name]["ratio"]["rounds"] if name in figures else None
+        what = f"loader tax, {dataset}, {cores} cores, {name}"
+        bars.append(gpu_bar("G2", what, rounds, device=device, floor=floor, goal=goal))
+    return bars
+
+
 def format_figures(figures: dict[str, dict[str, Any]]) -> str:
     """Write a table for people."""
     columns = ("images_per_s", "ratio", "data_wait_pct", "step_ms", "cores_used", "gpu_pct")
@@ -154,7 +167,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_data_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--backends", default="dali,cpu", help="of the loader, separated by commas")
+    parser.add_argument(
+        "--backends", default="dali,cpu", help=f"of the loader, separated by commas; {CACHED}: loader.cache = gpu"
+    )
     parser.add_argument("--threads", type=int, default=4, help="of the loader")
     parser.add_argument("--cores", type=int, default=0, help="that the whole process may use while it measures; 0: all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting on top of the preset")
@@ -181,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(format_figures(record["sides"]))
+    record["bars"] = build_bars(given.device, record["data"]["dataset"], record["cores"], record["sides"])
     finish(record, given.json)
     return 1 if record["errors"] else 0
 
@@ -202,7 +218,8 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
         sides: dict[str, Iterator[Batch]] = {RESIDENT: repeat_batch(next(iter(run.loader)))}
         for backend in backends:
             try:
-                of_side = build_config(apply_overrides(tree, [f"loader.backend={backend}"]), where=f"backend {backend}")
+                setting = "loader.cache=gpu" if backend == CACHED else f"loader.backend={backend}"
+                of_side = build_config(apply_overrides(tree, [setting]), where=f"backend {backend}")
                 loader = build_loader(run.train_reader, of_side, training=True, device=device)
                 sides[backend] = iter(stack.enter_context(loader))
             except UserError as error:

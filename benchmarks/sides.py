@@ -3,6 +3,7 @@
     cpu        our CPU backend, decode = exact
     cpu-fast   the same with decode = fast
     dali       our DALI backend
+    resident   the data set on the GPU, loader.cache = gpu
     yardstick  DALI as its own examples use it (yardstick.py)
 
 Settings follow a name behind colons: `dali:hw_decoder_load=0.5:inflate=gpu`. A key without a dot is of the section [dali].
@@ -24,6 +25,7 @@ _BASES = {
     "cpu": ["loader.backend=cpu", "loader.decode=exact"],
     "cpu-fast": ["loader.backend=cpu", "loader.decode=fast"],
     "dali": ["loader.backend=dali", "loader.decode=exact"],
+    "resident": ["loader.cache=gpu", "loader.decode=exact"],
     "yardstick": [],
 }
 _PREFETCHED_BY_DALI = 4  # batches: the reader's queue and the pipeline's
