@@ -22,6 +22,7 @@ from unetfast.loader.scratch import scratch_array
 _MAX_PLACE = (1 << 15) - 2
 # with fewer stored pixels than so many a target pixel, to unpack them costs less than to look for each pixel's bit
 _UNPACK_BELOW = 16
+_NOTHING = np.empty(0)  # an argument of OpenCV that is not used
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def gather_mask(
 
 def _places(count: int, by_place: float, shift: float) -> np.ndarray:
     """Find the stored row (or column) of each target row (or column), int64, (count,)."""
-    return np.floor((np.arange(count) + 0.5) * by_place + shift).astype(np.int64)
+    return np.asarray(np.floor((np.arange(count) + 0.5) * by_place + shift), dtype=np.int64)
 
 
 def _gather_upright(
@@ -156,7 +157,7 @@ def _find_places(by_row: np.ndarray, by_column: np.ndarray) -> np.ndarray:
     right[0, :, 0] = right[1, :, 1] = 1.0
     right[2] = by_column
     positions = scratch_array("positions", (height, 2 * width), np.float64)
-    cv2.gemm(left, right.reshape(3, -1), 1.0, None, 0.0, dst=positions)
+    cv2.gemm(left, right.reshape(3, -1), 1.0, _NOTHING, 0.0, dst=positions)
     places = scratch_array("places", (height, width, 2), np.int16)
     np.copyto(places.reshape(height, -1), np.floor(positions, out=positions), casting="unsafe")
     return places
@@ -164,8 +165,9 @@ def _find_places(by_row: np.ndarray, by_column: np.ndarray) -> np.ndarray:
 
 def _remap(stored: np.ndarray, places: np.ndarray, outside: int, out_HW: np.ndarray) -> None:
     """Take stored[y, x] of each pixel; `outside` where there is none."""
-    flags = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": outside}
-    cv2.remap(stored, places, None, cv2.INTER_NEAREST, dst=out_HW, **flags)
+    cv2.remap(
+        stored, places, _NOTHING, cv2.INTER_NEAREST, dst=out_HW, borderMode=cv2.BORDER_CONSTANT, borderValue=float(outside)
+    )
 
 
 def _gather_bits(
