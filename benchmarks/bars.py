@@ -90,10 +90,11 @@ def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, l
         folder: of the programs.
     """
     path = log.with_suffix(".json")
-    command = [sys.executable, str(folder / f"{program.name}.py"), *arguments, "--json", str(path)]
+    command = [sys.executable, str(folder / f"{program.name}.py"), *arguments, "--json", path.name]
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as printed:
-        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
+        # it works where its record goes, so that no record holds the name of a folder of this machine
+        process = subprocess.Popen(command, cwd=log.parent, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait(timeout=limit_s)
             error = "" if code == 0 else _say_end(code, log)
@@ -224,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     shared = ["--seed", str(given.seed), *(["--quick"] if given.quick else [])]
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        logs = given.logs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        logs = given.logs.resolve() if given.logs else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         logs.mkdir(parents=True, exist_ok=True)
         outcomes = run_programs(programs, shared, seconds=60 * given.minutes, logs=logs)
     bars = collect_bars(programs, outcomes, wanted)
