@@ -109,7 +109,7 @@ fi
 LOADER=("$PYTHON" benchmarks/loader.py "${TOY[@]}" --threads "$THREADS" "${ROUNDS[@]}")
 
 environment() {
-    "$PYTHON" -c 'import json, harness; print(json.dumps(harness.describe_environment()))' >"$WORK/environment.json"
+    "$PYTHON" -c 'import json; from unetfast.bench import harness; print(json.dumps(harness.describe_environment()))' >"$WORK/environment.json"
     {
         uname -a; date -u; nproc; free -m; lscpu; df -h "$WORK"
         nvidia-smi; nvidia-smi -q -d MEMORY,UTILIZATION,CLOCK,ENCODER_STATS
