@@ -34,7 +34,7 @@ _MEMORY = Path("/dev/shm")
 _REAL_FOLDERS = {
     "carvana": "carvana",
     "clevr": "clevr/Dataset_Student",
-    "ade20k": "ade20k_5class/ADEChallengeData2016",
+    "ade20k": "ade20k/ADEChallengeData2016",
 }
 
 

@@ -52,8 +52,14 @@ def test_samples_are_those_of_the_source(train: SplitReader) -> None:
         assert train.key(sample) == f"shot=2E{number:02d}"
         assert train.read_json(sample)["group"] == f"scene{number // 2}"
         assert presence[sample].tolist() == [bool((mask == class_id).any()) for class_id in range(3)]
-    with pytest.raises(IndexError):
-        train.read_image(train.num_samples)
+    for beyond in (train.num_samples, -1):
+        with pytest.raises(IndexError, match=f"sample {beyond} of {train.num_samples}"):
+            train.read_image(beyond)
+
+
+def test_rows_are_read_as_numpy_reads_them(train: SplitReader) -> None:
+    for sample in range(train.num_samples):
+        assert train._row(sample) == train.rows[sample].item()
 
 
 def test_missing_things_are_named(folder: Path, tmp_path: Path) -> None:
@@ -206,6 +212,15 @@ def test_large_index_is_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     with open_shards(folder).split("train") as reader:
         assert isinstance(reader.rows, np.memmap)
         assert reader.decode_mask(0).ndim == 2
+        mask_offset = int(reader.rows["mask_offset"][0])
+    # its hash is not tested then; the member's own is
+    index = folder / "train" / "index.npy"
+    data = bytearray(index.read_bytes())
+    start = data.index(mask_offset.to_bytes(8, "little"), 128)
+    data[start : start + 8] = (mask_offset + 512).to_bytes(8, "little")
+    index.write_bytes(data)
+    with open_shards(folder).split("train") as reader, pytest.raises(CorruptShardError, match=r"\(mask\) in .*xxh3 differs"):
+        reader.decode_mask(0)
 
 
 def test_closed_readers_hold_no_files(folder: Path) -> None:
