@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     Raises:
         UserError: data or settings are not usable.
     """
-    out = stdout or sys.stdout
+    out, load_before = stdout or sys.stdout, os.getloadavg()[0]
     former = None if asked.compare is None else read_bench_record(asked.compare)
     asked.data.mkdir(parents=True, exist_ok=True)
     data = find_data(
@@ -116,7 +117,7 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     config = resolve_bench_config(
         data.shards, config=asked.config, preset=asked.preset, overrides=[*asked.overrides], console=console
     )
-    record = _begin_record(asked, data, config)
+    record = _begin_record(asked, data, config, load_before)
     _measure(asked, data, config, record, console)
     record["verdict"] = judge(record["rungs"])
     print(format_rungs(record["rungs"], record["verdict"]), file=out, flush=True)
@@ -138,7 +139,7 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     return record
 
 
-def _begin_record(asked: BenchRequest, data: BenchData, config: Config) -> dict[str, Any]:
+def _begin_record(asked: BenchRequest, data: BenchData, config: Config, load_before: float) -> dict[str, Any]:
     return {
         "benchmark": "bench",
         "command": [*asked.words],
@@ -148,6 +149,7 @@ def _begin_record(asked: BenchRequest, data: BenchData, config: Config) -> dict[
         "toy": None if asked.toy is None else {"name": asked.toy, "seed": asked.seed, "small": asked.quick},
         "rounds": asked.num_rounds,
         "seconds": asked.round_s,
+        "load_before": round(load_before, 2),
     }
 
 

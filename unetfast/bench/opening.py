@@ -89,10 +89,10 @@ def find_data(
             "small images" if small else f"images of about {'x'.join(map(str, TOY_SETS[name].size_hw))} pixels (height x width)"
         )
         console.print(f"toy     {name}, {size}, seed {seed}, kept in {root}", markup=False, soft_wrap=True)
-        source = draw_toy(name, root, small=small, seed=seed)
-    if shards is None:
-        assert source is not None
-        shards = pack_toy(source, name)
+        with console.status(f"drawing and packing {name}"):
+            source = draw_toy(name, root, small=small, seed=seed)
+            shards = shards or pack_toy(source, name)
+    assert shards is not None
     return BenchData(shards, source if packs else None, name)
 
 
