@@ -5,7 +5,7 @@
 #   UNETFAST_BENCH_PARTS=works benchmarks/gpu.sh OUT     or one of the groups works, train and load, each in less than eight:
 #                                                        OUT takes a group at a time, so give each its own
 #
-# works: what of DALI runs, tests, parity, decoders. train: G1, G4, G5. load: G2, G3. See benchmarks/README.md.
+# works: what of DALI runs, tests, parity, decoders. train: G1, G4, G5. load: G2, G3. See docs/benchmarks.md.
 # A part that fails, hangs or crashes is reported, and the next one runs. OUT holds the results so far at any time.
 set -uo pipefail
 

@@ -20,7 +20,7 @@ from bars import HEAD, MAX_LOAD, format_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-RECORDS = ("bench-cpu.json", "bench-gpu.json")
+RECORDS = ("bench-cpu.json", "bench-gpu*.json")  # gpu.sh's groups may have run one by one, each with a summary of its own
 PLOT = ROOT / "docs" / "images" / "bars.png"
 BEGIN, END = "<!-- bars: made by benchmarks/table.py -->", "<!-- bars: end -->"
 NOTHING_YET = "`make bench` measures this; no record of it stands in `benchmarks/results/` yet."
@@ -28,11 +28,8 @@ NOTHING_YET = "`make bench` measures this; no record of it stands in `benchmarks
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the records of bars that are there, by file name."""
-    found = {}
-    for name in RECORDS:
-        if (folder / name).is_file():
-            found[name] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return found
+    paths = [path for pattern in RECORDS for path in sorted(folder.glob(pattern))]
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def describe_origin(name: str, record: Mapping[str, Any]) -> str:

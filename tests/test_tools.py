@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-TOOLS = Path(__file__).parents[1] / "tools"
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / "tools"
 
 
 def load_tool(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -67,3 +71,14 @@ def test_wrong_toy_arguments_are_one_line_and_exit_code_2(
     make_toy = load_tool("make_toy", monkeypatch)
     assert make_toy.main(["carvana", str(tmp_path), "--layout", "flat"]) == 2
     assert capsys.readouterr().err.startswith("error: toy carvana has no layout")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_help_names_every_target_and_make_bench_runs_the_bars() -> None:
+    text = (ROOT / "Makefile").read_text()
+    told = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert told is not None
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in shown.splitlines()} == {*told[1].split()} - {"help"}
+    planned = subprocess.run(["make", "-n", "bench", "ARGS=--only C1"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert planned.stdout.rstrip().endswith("benchmarks/bars.py --only C1")

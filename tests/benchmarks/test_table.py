@@ -49,6 +49,14 @@ def test_the_table_holds_all_bars_where_they_come_from_and_what_is_open() -> Non
     ]
 
 
+def test_records_of_both_sides_are_read_and_others_are_not(tmp_path: Path) -> None:
+    for name in ("bench-gpu-train.json", "bench-cpu.json", "bench-model-cpu.json", "bench-gpu-load.json", "demo.json"):
+        (tmp_path / name).write_text(json.dumps({"name": name}))
+    found = table.read_records(tmp_path)
+    assert list(found) == ["bench-cpu.json", "bench-gpu-load.json", "bench-gpu-train.json"]
+    assert all(record == {"name": name} for name, record in found.items())
+
+
 def test_a_busy_machine_stands_beside_its_figures() -> None:
     assert "; beside other work (load 3.2);" in table.describe_origin("a", CPU | {"load_before": 3.2})
     assert "other work" not in table.describe_origin("a", CPU | {"load_before": 0.3})
