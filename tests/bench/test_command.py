@@ -18,6 +18,7 @@ from unetfast.bench import model
 from unetfast.bench.command import BenchRequest, run_bench
 from unetfast.bench.machine import Machine
 from unetfast.bench.opening import RUNGS
+from unetfast.config import Config
 
 SMALL = ("model.base_channels=4", "model.depth=2", "loader.size_hw=[32,48]", "loader.batch_size=4", "train.device=cpu")
 
@@ -105,6 +106,35 @@ def test_one_rung_on_given_shards(car_shards: Path, tmp_path: Path) -> None:
     assert json.loads(results.splitlines()[-1]) == record
     assert "toy " not in notes
     assert list(tmp_path.iterdir()) == []  # nothing was drawn, and what was packed is gone
+
+
+def test_a_profile_lies_beside_the_record(car_shards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    record, results, notes = measure(tmp_path, shards=car_shards, rung="read", profile=True, json=path)
+    assert (tmp_path / "bench-trace.json.gz").is_file()
+    assert len(record["profile"]["kernels"]) == 10
+    assert record["profile"]["kernels"][0]["name"].split(" ")[0] in results
+    assert "bench-trace.json.gz" in notes
+
+
+def test_an_ablation_gets_shards_config_and_a_source(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetfast.bench import ablate
+
+    asked: dict[str, Any] = {}
+
+    def note(shards: Path, config: Config, **settings: Any) -> dict[str, Any]:
+        asked.update(shards=shards, config=config, **settings)
+        return {"switched": {}}
+
+    monkeypatch.setattr(ablate, "run_ablation", note)
+    monkeypatch.setattr(ablate, "format_ablation", lambda told: f"ablation of {len(told)}")
+    record, results, _ = measure(toy_folder, toy="clevr", rung="read", ablate=True)
+    assert record["ablation"] == {"switched": {}}
+    assert "ablation of 1" in results
+    assert (asked["shards"] / "manifest.json").is_file()
+    assert asked["source"].is_dir()
+    assert asked["config"].model.base_channels == 4
+    assert (asked["rounds"], asked["seconds"]) == (2, 0.02)
 
 
 def test_a_run_that_only_repeats_steps_never_ends_or_freezes(car_shards: Path, tmp_path: Path) -> None:
