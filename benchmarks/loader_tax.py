@@ -150,7 +150,7 @@ def build_bars(device: str, dataset: str, cores: int, figures: dict[str, dict[st
     bars = []
     for name in ("dali", CACHED):
         rounds = figures[name]["ratio"]["rounds"] if name in figures else None
-        what = f"loader tax, {dataset}, {cores} cores, {name}"
+        what = f"loader tax, {dataset}, {cores} core{'s' * (cores != 1)}, {name}"
         bars.append(gpu_bar("G2", what, rounds, device=device, floor=floor, goal=goal))
     return bars
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gpu_summary
 import pytest
+from bar import make_bar
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,7 @@ def test_one_part_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.dali
 def test_the_script_runs_without_a_gpu_and_goes_on_behind_a_part_that_fails(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="needs the extra dali")
-    parts = ["environment", "probe", "data", "tests", "parity-clevr", "loader-clevr-64x96"]
+    parts = ["environment", "probe", "data", "tests", "parity-clevr", "latency", "loader-clevr-64x96"]
     settings = {
         "PYTHON": sys.executable,
         "UNETFAST_BENCH_DEVICE": "cpu",
@@ -91,6 +92,8 @@ def test_the_script_runs_without_a_gpu_and_goes_on_behind_a_part_that_fails(tmp_
     # parts behind the one that failed
     assert summary["parts"]["parity-clevr"]["found"]["default"][2]  # the bounds hold
     assert summary["parts"]["loader-clevr-64x96"]["found"]["dali"]["images_per_s"][0] > 0
+    assert [bar["verdict"] for bar in summary["bars"]] == ["n/a", "n/a"]  # latency's
+    assert sum(line.startswith("| G5 | latency") for line in told.stdout.splitlines()) == 2
     files = list(out.iterdir())
     assert {file.name for file in files} == {"summary.json", "records.json", "log.txt", "environment.txt", "pytest.xml"}
     assert all(0 < file.stat().st_size < 16 << 20 for file in files)
@@ -102,6 +105,36 @@ def test_no_part_begins_behind_the_deadline(tmp_path: Path) -> None:
     command = [str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
     told = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert json.loads(told.stdout.splitlines()[-1])["not_ok"] == {"probe": "no time", "tax-clevr": "no time"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("load", {"environment", "data", "tax-carvana", "tax-clevr", "tax-ade20k", "decode-carvana", "decode-ade20k"}),
+        ("train,tax-clevr", {"environment", "training-160x240", "training-640x960", "compile", "latency", "tax-clevr"}),
+        ("nothing", {"nothing"}),
+    ],
+)
+def test_a_group_is_asked_for_by_its_name(tmp_path: Path, asked: str, names: set[str]) -> None:
+    settings = {"PYTHON": sys.executable, "UNETFAST_BENCH_SECONDS": "0", "UNETFAST_BENCH_PARTS": asked}
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    told = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    found = json.loads(told.stdout.splitlines()[-1])["not_ok"]
+    assert names <= found.keys()
+    assert not any(name.startswith(("parity", "unit", "probe", "tests")) for name in found)
+    assert ("latency" in found) == ("train" in asked)
+
+
+def test_bars_are_told_as_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_work(tmp_path / "work", ["b\t0\t1\t60", "a\t0\t1\t60"])
+    for name, rounds in (("a", [2.0, 1.0]), ("b", [0.25])):
+        bar = make_bar("G1" if name == "a" else "G2", f"what {name}", rounds, floor=1.25, goal=2)
+        (tmp_path / "work" / f"{name}.json").write_text(json.dumps({"benchmark": "gpu_x", "bars": [bar]}))
+    assert gpu_summary.main([str(tmp_path / "work"), str(tmp_path)]) == 0  # short is no failure of the script
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "| G1 | what a | 1.5 (1..2) | 1.25x | 2x | pass |"
+    assert lines[1].strip() == "| G2 | what b | 0.25 (0.25..0.25) | 1.25x | 2x | short |"
+    assert len(json.loads(lines[2])["bars"]) == 2
 
 
 def test_the_script_wants_a_folder() -> None:
