@@ -17,7 +17,8 @@ MACHINE = Machine({torch.float32: 1.0}, {torch.float32: 1}, 1.0)
 
 
 def trace_of(*ops: Op) -> StepTrace:
-    return StepTrace(ops, sum(op.flop for op in ops), 0, 2)
+    """Operations that take 250 s each."""
+    return StepTrace(ops, (250.0,) * len(ops), sum(op.flop for op in ops), 0, 2)
 
 
 CONVOLUTION = make_op("convolution", (piece(0),), (piece(1),), flop=1000, level_hw=(16, 16), module="first")
@@ -53,7 +54,8 @@ def test_rate_is_that_of_the_dtype() -> None:
             (CONVOLUTION, *POINTWISE),
             14000,
             "kernels",
-            "kernels below their limits (90 % of a step; arithmetic explains 7 %, memory traffic 3 %)",
+            "kernels below their limits (90 % of a step; arithmetic explains 7 %, memory traffic 3 %), "
+            "most in activation at 16x16 (0 %)",
         ),
     ],
 )
@@ -61,6 +63,13 @@ def test_next_limit_is_the_largest_part_of_a_step(ops: tuple[Op, ...], step_s: f
     limit = find_next_limit(draw_roofline(trace_of(*ops), MACHINE, is_fused=False), step_s)
     assert (limit.name, limit.text) == (name, text)
     assert sum(limit.shares_pct.values()) == pytest.approx(100)
+
+
+def test_slowest_operations_are_named_where_they_are_what_ran() -> None:
+    trace = StepTrace((CONVOLUTION, *POINTWISE), (1300.0, 200.0, 210.0), 1000, 0, 2)
+    limit = find_next_limit(draw_roofline(trace, MACHINE, is_fused=False), 14000)
+    assert limit.text.endswith(", most in convolution at 16x16 (2 %)")
+    assert "most in" not in find_next_limit(draw_roofline(trace, MACHINE, is_fused=True), 14000).text
 
 
 def test_step_that_is_faster_than_the_roofline_has_nothing_left_over() -> None:
@@ -75,6 +84,9 @@ def test_json_tells_layers_and_levels_whose_sums_are_the_whole() -> None:
     assert told["eager_ms"] == 1_800_000
     assert told["fused_ms"] == 1_600_000
     assert told["memory_bound_ms"] == 800_000
+    assert told["measured_ms"] == 1_000_000
+    assert [level["measured_ms"] for level in told["levels"]] == [500_000, 250_000, 250_000]
+    assert sum(layer["measured_ms"] for layer in told["layers"]) == told["measured_ms"]
     assert [level["level_hw"] for level in told["levels"]] == [[16, 16], [8, 8], None]
     assert sum(level["bound_ms"] for level in told["levels"]) == told["eager_ms"]
     assert sum(layer["bound_ms"] for layer in told["layers"]) == told["eager_ms"]
@@ -82,9 +94,9 @@ def test_json_tells_layers_and_levels_whose_sums_are_the_whole() -> None:
     assert told["layers"][1]["pass"] == "forward"
 
 
-def test_table_shows_each_level_and_its_share() -> None:
+def test_table_shows_each_level_and_what_it_reached() -> None:
     roofline = draw_roofline(trace_of(CONVOLUTION, *POINTWISE, UPDATE), MACHINE, is_fused=False)
-    lines = format_roofline(describe_roofline(roofline, 2), step_ms=3_600_000).splitlines()
-    assert lines[1].split()[0] == "16x16"
-    assert lines[1].split()[-1] == "33.33"
+    lines = format_roofline(describe_roofline(roofline, 2)).splitlines()
+    assert lines[2].split()[0] == "8x8"
+    assert lines[2].split()[-2:] == ["2.5e+05", "80"]
     assert lines[-1].split()[0] == "weights"

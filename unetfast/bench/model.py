@@ -38,7 +38,7 @@ class ModelRung(StepRung):
         run: its weights go on changing; that changes no step's cost.
         batch: of `loader.batch_size` images on the run's device; it is copied.
         name: of the rung.
-        traced: whether `describe` counts FLOPs and draws the roofline, which takes a second or two.
+        traced: whether `describe` counts FLOPs and draws the roofline, which takes three steps and a second or two.
     """
 
     def __init__(self, run: Run, batch: Batch, *, name: str = "model", traced: bool = True) -> None:
@@ -58,8 +58,8 @@ class ModelRung(StepRung):
         """Tell what a step is, and after the last round what it does and how near it is to its limits.
 
         Returns:
-            What `StepRung` tells; `parameters`; the figures of `judge_step`. Where a network can't be counted, these are
-            missing and `not_counted` says why.
+            What `StepRung` tells; `parameters`; the figures of `judge_step`. Where a step can't be counted, these are missing
+            and `not_counted` says why.
         """
         facts = super().describe() | {"parameters": count_parameters(self.run.model)}
         if not (self._traced and self._step_s):
@@ -67,7 +67,7 @@ class ModelRung(StepRung):
         try:
             return facts | judge_step(self.run, self._batch, percentile(self._step_s, 0.5))
         except NotTraceableError as error:
-            return facts | {"not_counted": f"the network does not run on tensors without memory: {error}"}
+            return facts | {"not_counted": str(error)}
 
 
 def judge_step(run: Run, batch: Batch, step_s: float) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def judge_step(run: Run, batch: Batch, step_s: float) -> dict[str, Any]:
         `share_of_matrix_rate_pct`; `roofline`, layer by layer; `next_limit`, a phrase, and `limits`, its figures.
 
     Raises:
-        NotTraceableError: its operations can't be counted.
+        NotTraceableError: its operations can't be counted, for want of memory.
     """
     trace = trace_step(run, batch)
     flop_of: Counter[torch.dtype] = Counter()

@@ -53,11 +53,13 @@ class Roofline:
     Args:
         eager: each by itself.
         fused: as a compiler joins them.
+        measured_s: seconds that each took by itself, in the same order.
         is_fused: whether the step is held to `fused`.
     """
 
     eager: tuple[Bound, ...]
     fused: tuple[Bound, ...]
+    measured_s: tuple[float, ...]
     is_fused: bool
 
     @property
@@ -80,7 +82,7 @@ def draw_roofline(trace: StepTrace, machine: Machine, *, is_fused: bool) -> Roof
     """
     eager = tuple(_bound(op, op.num_bytes, machine) for op in trace.ops)
     fused = tuple(_bound(op, num, machine) for op, num in zip(trace.ops, count_fused_bytes(trace.ops), strict=True))
-    return Roofline(eager, fused, is_fused)
+    return Roofline(eager, fused, trace.seconds, is_fused)
 
 
 def _bound(op: Op, num_bytes: float, machine: Machine) -> Bound:
@@ -129,7 +131,7 @@ def find_next_limit(roofline: Roofline, step_s: float) -> NextLimit:
         ARITHMETIC: f"arithmetic at the device's matrix rate ({share})",
         MEMORY: f"memory traffic {_name_levels(levels)} ({share})",
         KERNELS: f"kernels below their limits ({share}; arithmetic explains {shares[ARITHMETIC]:.0f} %, memory traffic "
-        f"{shares[MEMORY]:.0f} %)",
+        f"{shares[MEMORY]:.0f} %){_name_slowest(roofline, whole_s)}",
     }
     return NextLimit(name, shares, levels, texts[name])
 
@@ -150,6 +152,18 @@ def _costly_levels(bounds: Sequence[Bound]) -> tuple[tuple[int, int], ...]:
     return tuple(named)
 
 
+def _name_slowest(roofline: Roofline, step_s: float) -> str:
+    """Name the operations that lose most time against their bounds; "" where single operations are not what ran."""
+    lost: dict[tuple[str, bool, tuple[int, int] | None], float] = defaultdict(float)
+    for bound, took_s in zip(roofline.eager, roofline.measured_s, strict=True):
+        lost[bound.op.kind, bound.op.backward, bound.op.level_hw] += took_s - bound.seconds
+    (kind, backward, hw), lost_s = max(lost.items(), key=lambda pair: pair[1])
+    if roofline.is_fused or lost_s <= 0:
+        return ""
+    where = "" if hw is None else f" at {hw[0]}x{hw[1]}"
+    return f", most in {kind}{' backward' if backward else ''}{where} ({100 * lost_s / step_s:.0f} %)"
+
+
 def _name_levels(levels: Sequence[tuple[int, int]]) -> str:
     if not levels:
         return "of weights and their update"
@@ -167,42 +181,53 @@ def describe_roofline(roofline: Roofline, num_images: int) -> dict[str, Any]:
 
     Returns:
         Times of a step in ms, bytes of a step in MiB, GFLOP of a step; `layers` (one row for each module, kind of operation and
-        pass) and `levels` (one for each size of feature maps, height x width; null: weights) in the count the step is held to.
+        pass) and `levels` (one for each size of feature maps, height x width; null: weights) in the count the step is held to;
+        `measured_ms` is the time of operations by themselves, uncompiled, whichever count.
     """
     return {
         "counted": "fused" if roofline.is_fused else "eager",
         "images_per_step": num_images,
         "eager_ms": _ms(sum(bound.seconds for bound in roofline.eager)),
         "fused_ms": _ms(sum(bound.seconds for bound in roofline.fused)),
+        "measured_ms": _ms(sum(roofline.measured_s)),
         "arithmetic_ms": _ms(sum(bound.arithmetic_s for bound in roofline.bounds)),
         "memory_bound_ms": _ms(sum(bound.seconds for bound in roofline.bounds if bound.limit == MEMORY)),
         "eager_mib": _mib(roofline.eager),
         "fused_mib": _mib(roofline.fused),
-        "levels": _describe_levels(roofline.bounds),
+        "levels": _describe_levels(roofline),
         "layers": _describe_layers(roofline),
     }
 
 
-def _describe_levels(bounds: Sequence[Bound]) -> list[dict[str, Any]]:
-    levels: dict[tuple[int, int] | None, list[Bound]] = defaultdict(list)
-    for bound in bounds:
-        levels[bound.op.level_hw].append(bound)
+def _describe_levels(roofline: Roofline) -> list[dict[str, Any]]:
+    levels: dict[tuple[int, int], list[int]] = defaultdict(list)  # (0, 0): weights
+    for place, bound in enumerate(roofline.bounds):
+        levels[bound.op.level_hw or (0, 0)].append(place)
     rows = []
-    for hw, members in sorted(levels.items(), key=lambda pair: -(pair[0] or (0, 0))[0] * (pair[0] or (0, 0))[1]):
+    for hw, places in sorted(levels.items(), key=lambda pair: -pair[0][0] * pair[0][1]):
+        members = [roofline.bounds[place] for place in places]
         memory_s = sum(bound.seconds for bound in members if bound.limit == MEMORY)
-        row = {"level_hw": None if hw is None else list(hw), "bound_ms": _ms(sum(bound.seconds for bound in members))}
-        rows.append(row | {"memory_bound_ms": _ms(memory_s), "gflop": _gflop(members), "mib": _mib(members)})
+        rows.append(
+            {
+                "level_hw": list(hw) if any(hw) else None,
+                "gflop": _gflop(members),
+                "mib": _mib(members),
+                "bound_ms": _ms(sum(bound.seconds for bound in members)),
+                "memory_bound_ms": _ms(memory_s),
+                "measured_ms": _ms(sum(roofline.measured_s[place] for place in places)),
+            }
+        )
     return rows
 
 
 def _describe_layers(roofline: Roofline) -> list[dict[str, Any]]:
-    layers: dict[tuple[Any, ...], list[tuple[Bound, Bound]]] = defaultdict(list)
-    for eager, fused in zip(roofline.eager, roofline.fused, strict=True):
-        op = eager.op
-        layers[op.module, op.kind, op.backward, op.level_hw].append((eager, fused))
+    layers: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, bound in enumerate(roofline.bounds):
+        op = bound.op
+        layers[op.module, op.kind, op.backward, op.level_hw].append(place)
     rows = []
-    for (module, kind, backward, hw), members in layers.items():
-        bounds = [fused if roofline.is_fused else eager for eager, fused in members]
+    for (module, kind, backward, hw), places in layers.items():
+        bounds = [roofline.bounds[place] for place in places]
         memory_s = sum(bound.seconds for bound in bounds if bound.limit == MEMORY)
         total_s = sum(bound.seconds for bound in bounds)
         rows.append(
@@ -212,28 +237,28 @@ def _describe_layers(roofline: Roofline) -> list[dict[str, Any]]:
                 "pass": "backward" if backward else "forward",
                 "level_hw": None if hw is None else list(hw),
                 "gflop": _gflop(bounds),
-                "eager_mib": _mib([eager for eager, _ in members]),
-                "fused_mib": _mib([fused for _, fused in members]),
+                "eager_mib": _mib([roofline.eager[place] for place in places]),
+                "fused_mib": _mib([roofline.fused[place] for place in places]),
                 "bound_ms": _ms(total_s),
+                "measured_ms": _ms(sum(roofline.measured_s[place] for place in places)),
                 "limit": MEMORY if memory_s > total_s / 2 else ARITHMETIC,
             }
         )
     return rows
 
 
-def format_roofline(described: dict[str, Any], step_ms: float) -> str:
+def format_roofline(described: dict[str, Any]) -> str:
     """Write a table for people: the levels of a step, from the finest to the weights.
 
     Args:
         described: of `describe_roofline`.
-        step_ms: measured.
     """
-    rows = [["level", "GFLOP", "MiB", "least ms", "of it memory", "share of the step %"]]
+    rows = [["level", "GFLOP", "MiB", "least ms", "of it memory", "took ms", "reached %"]]
     for level in described["levels"]:
         name = "weights" if level["level_hw"] is None else "x".join(map(str, level["level_hw"]))
-        share = 100 * level["bound_ms"] / step_ms
-        cells = (level["gflop"], level["mib"], level["bound_ms"], level["memory_bound_ms"], share)
-        rows.append([name, *(f"{cell:.4g}" for cell in cells)])
+        reached = 100 * level["bound_ms"] / level["measured_ms"] if level["measured_ms"] else 0.0
+        cells = (level[key] for key in ("gflop", "mib", "bound_ms", "memory_bound_ms", "measured_ms"))
+        rows.append([name, *(f"{cell:.4g}" for cell in cells), f"{reached:.3g}"])
     return format_table(rows)
 
 

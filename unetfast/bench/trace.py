@@ -1,28 +1,32 @@
-"""Every operation of one training step: the arithmetic it does, the bytes it reads and writes. Nothing is computed.
+"""Every operation of one training step: the arithmetic it does, the bytes it reads and writes, the time it takes.
 
-The step is `train.step.compute_gradients` itself, on fake tensors (shapes, strides and dtypes, no memory) and a copy of the
-run's network and loss. So forward, backward, loss and scores of any module are seen, at the price of no step, and neither
-weights nor running statistics change. What a compiler would make of the step is another question: fusion.py.
+The step is that of `train.step` on the run itself, seen operation by operation as torch dispatches them: forward, backward,
+loss and scores of any module, uncompiled, since a compiled step has no layers. What a compiler would make of it is told by
+fusion.py.
 """
 
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from unetfast.loader.batch import Batch
+from unetfast.train.memory import free_memory, is_out_of_memory
 from unetfast.train.run import Run
-from unetfast.train.step import compute_gradients
+from unetfast.train.step import begin_step, compute_gradients, finish_step
+
+_REPEATS = 3  # of a step; the median time of each operation is told
 
 POINTWISE, REDUCTION, OPAQUE = "pointwise", "reduction", "opaque"
 
@@ -125,56 +129,64 @@ class StepTrace:
 
     Args:
         ops: all that move bytes.
+        seconds: that each took, run by itself; the whole update stands at the optimizer's.
         flop: of the whole step, by torch's FlopCounterMode.
         forward_flop: of its forward pass.
         num_images: of the step.
     """
 
     ops: tuple[Op, ...]
+    seconds: tuple[float, ...]
     flop: int
     forward_flop: int
     num_images: int
 
 
 class NotTraceableError(Exception):
-    """A network does not run on fake tensors: it looks at values on its way, or has kernels of which torch knows no shapes."""
+    """A step does not fit into memory uncompiled."""
 
 
 def trace_step(run: Run, batch: Batch) -> StepTrace:
-    """Trace one step of a run that has taken at least one (then its optimizer has its state).
+    """Trace a step. The run takes three on the way. On a GPU it waits after each operation.
 
     Raises:
-        NotTraceableError: says why.
+        NotTraceableError: memory runs out, as it may where a compiled step just fits.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake_run, weight_shapes = _fake(run, mode)
-    counter = FlopCounterMode(display=False)
-    height, width = batch.mask_NHW.shape[-2:]
-    roots = {type(run.model).__name__: "", type(run.loss).__name__: "loss"}
-    recorder = _Recorder(roots, weight_shapes, image_hw=(int(height), int(width)))
-    try:
-        fake_batch = replace(batch, image_NCHW=mode.from_tensor(batch.image_NCHW), mask_NHW=mode.from_tensor(batch.mask_NHW))
-        with mode, recorder, counter:
-            compute_gradients(fake_run, fake_batch)
-    except Exception as error:
-        raise NotTraceableError(
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        ) from error
-    forward_flop = sum(op.flop for op in recorder.ops if not op.backward)
-    ops = (*recorder.ops, *_trace_update(run))
-    return StepTrace(ops, counter.get_total_flops(), forward_flop, len(batch.sample_ids))
-
-
-def _fake(run: Run, mode: FakeTensorMode) -> tuple[Run, set[torch.Size]]:
-    """Copy network and loss onto fake tensors; the copy is not compiled."""
-    tensors = [tensor for module in (run.model, run.loss) for tensor in (*module.parameters(), *module.buffers())]
-    memo: dict[int, Any] = {id(tensor): mode.from_tensor(tensor) for tensor in tensors}
-    memo[id(run.world)] = run.world
-    model, loss = copy.deepcopy(run.model, memo), copy.deepcopy(run.loss, memo)
-    # a fresh one, since the run's own keeps its scale on the device; scaling does nothing that counts here
-    scaler = torch.amp.GradScaler(run.device.type, enabled=False)
+    plain = replace(run, network=copy.copy(run.model))  # the same layers and weights; a copy is not compiled
     weight_shapes = {parameter.shape for parameter in run.model.parameters()}
-    return replace(run, model=model.train(), network=model, loss=loss, scaler=scaler), weight_shapes
+    took: list[list[float]] = []
+    for _ in range(_REPEATS):
+        recorder, counter = _Recorder(plain, weight_shapes, batch), FlopCounterMode(display=False)
+        begin_step(run)
+        try:
+            with recorder, counter:
+                loss, confusion_KK = compute_gradients(plain, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = f"out of memory on {run.device} where a step runs uncompiled"
+        else:
+            update_s = _time_update(run, batch, loss, confusion_KK)
+            took.append([*recorder.seconds, update_s])
+            continue
+        # outside of `except`: the error's traceback holds the activations of the pass that failed
+        run.optimizer.zero_grad(set_to_none=True)
+        free_memory(run.device)
+        raise NotTraceableError(problem)
+    # kernels may be chosen by values, and a step may so have other operations than the one before
+    same = [times for times in took if len(times) == len(took[-1])]
+    updates = tuple(_trace_update(run))
+    seconds = [statistics.median(times) for times in zip(*same, strict=True)] + [0.0] * (len(updates) - 1)
+    forward_flop = sum(op.flop for op in recorder.ops if not op.backward)
+    return StepTrace((*recorder.ops, *updates), tuple(seconds), counter.get_total_flops(), forward_flop, len(batch.sample_ids))
+
+
+def _time_update(run: Run, batch: Batch, loss: Tensor, confusion_KK: Tensor) -> float:
+    _wait(run.device)
+    began_s = time.perf_counter()
+    finish_step(run, batch, loss, confusion_KK)
+    _wait(run.device)
+    return time.perf_counter() - began_s
 
 
 def _trace_update(run: Run) -> Iterator[Op]:
@@ -201,22 +213,26 @@ def _sum_bytes(tensors: Sequence[Tensor]) -> int:
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps every operation that torch dispatches.
+    """Keeps every operation that torch dispatches, and times it.
 
     Args:
-        roots: class name of an outermost module -> what paths in it begin with.
-        weight_shapes: of the parameters: a tensor of such a shape is no feature map.
-        image_hw: height and width of the images, pixels.
+        run: whose step is seen.
+        weight_shapes: of its parameters: a tensor of such a shape is no feature map.
+        batch: of the step.
     """
 
-    def __init__(self, roots: dict[str, str], weight_shapes: set[torch.Size], *, image_hw: tuple[int, int]) -> None:
+    def __init__(self, run: Run, weight_shapes: set[torch.Size], batch: Batch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
-        self._roots = roots
+        self.seconds: list[float] = []
+        self._device = run.device
+        # class name of an outermost module -> what paths in it begin with
+        self._roots = {type(run.model).__name__: "", type(run.loss).__name__: "loss"}
         self._weight_shapes = weight_shapes
-        self._image_hw = image_hw
+        height, width = batch.mask_NHW.shape[-2:]
+        self._image_hw = (int(height), int(width))
         self._modules = ModuleTracker()
-        self._storages: dict[int, tuple[int, Any]] = {}  # kept, so that no address is used twice
+        self._numbers: dict[int, int] = {}  # address of a storage -> its number
         self._versions: dict[int, int] = {}
 
     def __enter__(self) -> _Recorder:
@@ -236,31 +252,47 @@ class _Recorder(TorchDispatchMode):
         if func.is_view or name in _NO_TRAFFIC:
             return func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        changed = [] if not func._schema.is_mutable else _changed(func, args, kwargs)
+        changed = _changed(func, args, kwargs) if func._schema.is_mutable else []
         unread = changed[:1] if name in _NO_READ else []
         reads = self._pieces([tensor for tensor in given if not any(tensor is other for other in unread)])
+        second = self._pieces(_read_twice(name, args))
+        _wait(self._device)
+        began_s = time.perf_counter()
         result = func(*args, **kwargs)
+        _wait(self._device)
+        took_s = time.perf_counter() - began_s
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        written = [*changed, *(tensor for tensor in results if not any(tensor is other for other in changed))]
-        for storage in {self._storage(tensor) for tensor in written}:
-            self._versions[storage] = self._versions.get(storage, -1) + 1
-        writes = self._pieces(written)
+        writes = self._note_writes(given, changed, results)
         if reads or writes:
-            second = self._pieces(_read_twice(name, args))
             count = flop_registry.get(func._overloadpacket)
             flop = int(count(*args, **kwargs, out_val=result)) if count is not None else 0
             dtype = next((tensor.dtype for tensor in (*given, *results)), torch.float32)
-            path = self._path()
-            style = _style(name, func)
+            path, style = self._path(), _style(name, func)
             kind = path if path in ("loss", "scores") else _kind(name, args, style)
-            hw = _find_level([*given, *results], self._weight_shapes)
-            # pixels of all images in a row (scores, losses), or padded ones
-            in_row = path == "scores" or (path == "loss" and hw is None)
-            if in_row or (hw is not None and hw[0] >= self._image_hw[0] and hw[1] >= self._image_hw[1]):
-                hw = self._image_hw
+            hw = self._level([*given, *results], path)
             is_backward = self._modules.is_bw
             self.ops.append(Op(name, path, kind, style, is_backward, flop, dtype, hw, reads, second, writes))
+            self.seconds.append(took_s)
         return result
+
+    def _note_writes(self, given: Sequence[Tensor], changed: Sequence[Tensor], results: Sequence[Tensor]) -> tuple[Piece, ...]:
+        """Give new results a number, and what was written in place its next version."""
+        old = {tensor.untyped_storage()._cdata for tensor in given}
+        fresh = [tensor for tensor in results if tensor.untyped_storage()._cdata not in old]
+        for address in {tensor.untyped_storage()._cdata for tensor in fresh}:
+            # an address may have been another tensor's before
+            self._numbers[address] = len(self._versions)
+            self._versions[len(self._versions)] = 0
+        for number in {self._number(tensor) for tensor in changed}:
+            self._versions[number] += 1
+        return self._pieces([*changed, *fresh])
+
+    def _level(self, tensors: Sequence[Tensor], path: str) -> tuple[int, int] | None:
+        """Height and width of the largest feature map; of the image for what is padded, or has all pixels in a row."""
+        hw = _find_level(tensors, self._weight_shapes)
+        height, width = self._image_hw
+        in_row = path == "scores" or (path == "loss" and hw is None)
+        return self._image_hw if in_row or (hw is not None and hw[0] >= height and hw[1] >= width) else hw
 
     def _path(self) -> str:
         """Path of the innermost module at work."""
@@ -271,9 +303,10 @@ class _Recorder(TorchDispatchMode):
             return deepest or "scores"
         return prefix or rest or "network"
 
-    def _storage(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        return self._storages.setdefault(storage._cdata, (len(self._storages), storage))[0]
+    def _number(self, tensor: Tensor) -> int:
+        number = self._numbers.setdefault(tensor.untyped_storage()._cdata, len(self._versions))
+        self._versions.setdefault(number, 0)
+        return number
 
     def _pieces(self, tensors: Sequence[Tensor]) -> tuple[Piece, ...]:
         pieces: dict[Piece, None] = {}  # in order, each once
@@ -282,8 +315,8 @@ class _Recorder(TorchDispatchMode):
             # an expanded tensor has more elements than memory
             extent = 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
             num_bytes = size * min(tensor.numel(), extent) if tensor.numel() else 0
-            number = self._storage(tensor)
-            piece = Piece(number, self._versions.setdefault(number, 0), size * int(tensor.storage_offset()), num_bytes)
+            number = self._number(tensor)
+            piece = Piece(number, self._versions[number], size * int(tensor.storage_offset()), num_bytes)
             pieces[piece] = None
         return tuple(piece for piece in pieces if piece.num_bytes)
 
@@ -328,3 +361,8 @@ def _find_level(tensors: Sequence[Tensor], weight_shapes: set[torch.Size]) -> tu
     maps = [tensor for tensor in tensors if tensor.ndim in (3, 4) and tensor.shape not in weight_shapes]
     found = [(int(tensor.shape[-2]), int(tensor.shape[-1])) for tensor in maps if tensor.shape[-2] > 1 or tensor.shape[-1] > 1]
     return max(found, key=lambda hw: hw[0] * hw[1], default=None)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
