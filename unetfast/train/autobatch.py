@@ -27,13 +27,8 @@ from unetfast.config import AUTO_BATCH_SIZE, Config, build_config, read_config_t
 from unetfast.data.manifest import read_manifest
 from unetfast.distributed import World
 from unetfast.errors import UserError
-from unetfast.train.memory import (
-    PeakMemory,
-    available_host_bytes,
-    free_memory,
-    is_out_of_memory,
-    resident_bytes,
-)
+from unetfast.hostmemory import PeakMemory, available_host_bytes, resident_bytes
+from unetfast.train.memory import free_memory, is_out_of_memory
 from unetfast.train.processes import choose_device, share_cores
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run

@@ -1,0 +1,80 @@
+"""How much memory a host says it has, and what a process holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unetfast import hostmemory
+from unetfast.hostmemory import PeakMemory, available_host_bytes, resident_bytes
+
+GIB = 2**30
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 16 GiB free, whose files can be changed."""
+    monkeypatch.setattr(hostmemory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(hostmemory, "_CGROUP", tmp_path / "cgroup")
+    write(tmp_path / "proc" / "meminfo", f"MemTotal: 99 kB\nMemAvailable:   {16 * 2**20} kB\n")
+    return tmp_path
+
+
+def test_machine_without_limits(system: Path) -> None:
+    assert available_host_bytes() == 16 * GIB
+
+
+def test_limit_of_a_container_counts_and_its_file_cache_is_free(system: Path) -> None:
+    write(system / "proc" / "self" / "cgroup", "0::/jobs/mine\n")
+    for name, limit, used in (("jobs", "max", 9 * GIB), ("jobs/mine", 4 * GIB, 3 * GIB)):
+        write(system / "cgroup" / name / "memory.max", f"{limit}\n")
+        write(system / "cgroup" / name / "memory.current", f"{used}\n")
+    write(system / "cgroup" / "jobs" / "mine" / "memory.stat", f"anon 5\ninactive_file {2 * GIB}\n")
+    assert available_host_bytes() == 3 * GIB
+    write(system / "cgroup" / "jobs" / "memory.max", f"{10 * GIB}\n")  # a parent with less left
+    assert available_host_bytes() == 1 * GIB
+
+
+def test_limit_of_an_old_container_counts(system: Path) -> None:
+    """cgroup version 1, seen from inside: the folder that is named exists only outside."""
+    write(system / "proc" / "self" / "cgroup", "4:memory:/docker/abc\n0::/\n")
+    write(system / "cgroup" / "memory" / "memory.limit_in_bytes", f"{2 * GIB}\n")
+    write(system / "cgroup" / "memory" / "memory.usage_in_bytes", f"{GIB // 2}\n")
+    assert available_host_bytes() == 3 * GIB // 2
+
+
+def test_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostmemory, "_PROC", tmp_path)
+    assert available_host_bytes() is None
+    assert resident_bytes() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the mark is set back on Linux alone")
+def test_peak_is_of_the_time_since_the_start() -> None:
+    peak = PeakMemory()
+    np.ones(200 * 2**20, dtype=np.uint8)
+    peak.start()
+    before = resident_bytes()
+    np.ones(100 * 2**20, dtype=np.uint8)
+    assert 90 * 2**20 < peak.read() - before < 140 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_real_machine_says_what_free_says() -> None:
+    said = subprocess.run(["free", "-b"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"^Mem:.*\s(\d+)$", said, re.MULTILINE)
+    found = available_host_bytes()
+    assert found is not None
+    assert found > 0
+    if match:
+        assert found <= int(match[1]) * 1.2

@@ -1,0 +1,102 @@
+"""How much memory a host has, and how much of it this process holds.
+
+A container's limit (cgroup) counts as much as the machine's: what lies past it is not refused but kills the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+_PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_host_bytes() -> int | None:
+    """Count the bytes that this process may still take: of the machine, or of its container where that has less.
+
+    Returns:
+        None where the system does not say (it is read from /proc and from cgroup files, which Linux alone has).
+    """
+    free = [_read_meminfo(), *(_read_cgroup_v2() or _read_cgroup_v1())]
+    known = [number for number in free if number is not None]
+    return max(0, min(known)) if known else None
+
+
+def _read_meminfo() -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _read_cgroup_v2() -> list[int]:
+    """Free bytes of each cgroup with a limit, from ours up to the root; file cache that can be dropped counts as free."""
+    return _read_cgroups("0::", _CGROUP, ("memory.max", "memory.current", "inactive_file"))
+
+
+def _read_cgroup_v1() -> list[int]:
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    return _read_cgroups(":memory:", _CGROUP / "memory", names)
+
+
+def _read_cgroups(mark: str, root: Path, names: tuple[str, str, str]) -> list[int]:
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    ours = next((line.partition(mark)[2] for line in lines if mark in line), None)
+    if ours is None:
+        return []
+    folder = root / ours.lstrip("/")
+    folders = [folder, *folder.parents] if folder != root else [folder]
+    free = []
+    for path in folders:  # inside a container the path may name folders that only the host sees: those are passed over
+        if path == root or root in path.parents:
+            with contextlib.suppress(OSError, ValueError):
+                limit = (path / names[0]).read_text().strip()
+                if limit != "max":
+                    free.append(int(limit) - int((path / names[1]).read_text()) + _read_stat(path / "memory.stat", names[2]))
+    return free
+
+
+def _read_stat(path: Path, name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            key, _, number = line.partition(" ")
+            if key == name:
+                return int(number)
+    return 0
+
+
+class PeakMemory:
+    """Measures the most memory that this process held since `start`, in bytes of resident memory.
+
+    On Linux the system's own high-water mark is set back. Elsewhere, and where that is forbidden, the mark is of the whole
+    life of the process: right as long as each measurement is larger than all before.
+    """
+
+    def start(self) -> None:
+        with contextlib.suppress(OSError):
+            (_PROC / "self" / "clear_refs").write_text("5")
+
+    def read(self) -> int:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in (_PROC / "self" / "status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        import resource  # not on Windows, which torch's own allocator errors serve alone
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Count the bytes of memory that this process holds now; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / "self" / "status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
