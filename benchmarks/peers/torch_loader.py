@@ -65,6 +65,7 @@ def stream_dataset(
         drop_last=not plain,
         prefetch_factor=_AHEAD if workers else None,
         persistent_workers=workers > 0,
+        multiprocessing_context="fork" if workers else None,  # as where these projects run; this process was spawned
     )
     batches = iter(loader)
 
