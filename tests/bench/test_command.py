@@ -19,6 +19,7 @@ from unetfast.bench.command import BenchRequest, run_bench
 from unetfast.bench.machine import Machine
 from unetfast.bench.opening import RUNGS
 from unetfast.config import Config
+from unetfast.errors import UserError
 
 SMALL = ("model.base_channels=4", "model.depth=2", "loader.size_hw=[32,48]", "loader.batch_size=4", "train.device=cpu")
 
@@ -106,6 +107,16 @@ def test_one_rung_on_given_shards(car_shards: Path, tmp_path: Path) -> None:
     assert json.loads(results.splitlines()[-1]) == record
     assert "toy " not in notes
     assert list(tmp_path.iterdir()) == []  # nothing was drawn, and what was packed is gone
+
+
+@pytest.mark.parametrize("option", ["data", "json"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
+    option: str, car_shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "below" / "bench.json"
+    with pytest.raises(UserError, match=f"--{option} .*cannot be made"):
+        measure(**{"root": tmp_path, "shards": car_shards, "rung": "read", option: place})
 
 
 def test_a_profile_lies_beside_the_record(car_shards: Path, tmp_path: Path) -> None:

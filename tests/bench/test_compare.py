@@ -132,7 +132,11 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
         ("[1]", "no record of"),
         ('{"benchmark": "loader"}', "no record of"),
         ('{"benchmark": "bench"}', "no record of"),
-        ('{"benchmark": "bench", "rungs": {"read": {"images_per_s": {"median": 0, "min": 0, "max": 0}}}}', "no record of"),
+        (json.dumps({**RECORD, "benchmark": "loader"}), "no record of"),
+        (json.dumps({**RECORD, "environment": {}}), "no record of"),
+        (json.dumps({**RECORD, "config": None}), "no record of"),
+        (json.dumps({**RECORD, "rungs": {"read": {"images_per_s": {**spread([1.0]), "min": 0}}}}), "no record of"),
+        (json.dumps({**RECORD, "rungs": {"read": {"images_per_s": {**spread([1.0]), "rounds": 1}}}}), "no record of"),
     ],
 )
 def test_what_is_no_record_is_refused(text: str | None, reason: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def rung(images_per_s: float, core_s: float, device_mib: float | None = None, **
 def make_rungs() -> dict[str, Any]:
     return {
         "read": rung(60_000, 1.6e-5, hash_gb_per_s=12.0, mib_per_s=spread([5722.0])),
-        "loader": rung(4_000, 0.001, backend="cpu", threads=4, decode_images_per_core_s=1250.0, device="cuda:0"),
+        "loader": rung(4_000, 0.001, backend="cpu", threads=4, cache="off", decode_images_per_core_s=1250.0, device="cuda:0"),
         "model": rung(
             2_000,
             0.0004,
@@ -57,12 +57,12 @@ def test_each_rung_has_a_line_with_its_limit_and_how_much_of_it_was_reached() ->
 def test_what_is_not_known_is_a_dash() -> None:
     rungs = {
         "read": rung(60_000, 1.6e-5, hash_gb_per_s=None, mib_per_s=spread([5722.0])),
-        "loader": rung(4_000, 0.001, backend="dali", threads=4, decode_images_per_core_s=None),
+        "loader": rung(4_000, 0.001, backend="resident", threads=4, cache="gpu", decode_images_per_core_s=None),
         "train": rung(1_980, 0.0014, data_wait_pct=spread([0.6])),
     }
     lines = format_rungs(rungs, judge(rungs)).splitlines()
     assert lines[1].split()[-6:] == ["-", "-", "6", "GB/s,", "not", "checked"]
-    assert " ".join(lines[2].split()).endswith("- - dali, 4 threads")
+    assert " ".join(lines[2].split()).endswith("- - resident, 4 threads, cache gpu")
     assert " ".join(lines[3].split()).endswith("- - data-wait 0.6 %")
     assert " ".join(format_rungs({"model": rung(10, 0.1)}, judge({})).splitlines()[1].split()).endswith("512 MiB - -")
 

@@ -22,6 +22,7 @@ from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.table import format_rungs
 from unetfast.bench.verdict import judge
 from unetfast.config import Config
+from unetfast.errors import UserError
 from unetfast.wholefile import write_whole
 
 FULL_ROUNDS, FULL_SECONDS = 5, 2.0
@@ -104,7 +105,9 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     """
     out, load_before = stdout or sys.stdout, os.getloadavg()[0]
     former = None if asked.compare is None else read_bench_record(asked.compare)
-    asked.data.mkdir(parents=True, exist_ok=True)
+    _make_folder(asked.data, f"--data {asked.data}")
+    if asked.json is not None:
+        _make_folder(asked.json.parent, f"--json {asked.json}")
     data = find_data(
         shards=asked.shards,
         toy=asked.toy,
@@ -137,6 +140,16 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
         print(f"\n{format_comparison(record['comparison'], former, record, str(asked.compare))}", file=out, flush=True)
     _write_record(record, asked.json, out, console)
     return record
+
+
+def _make_folder(folder: Path, option: str) -> None:
+    """Refuse what cannot be written before minutes of measuring, not behind them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another one") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: the folder {folder} cannot be written to; name another one")
 
 
 def _begin_record(asked: BenchRequest, data: BenchData, config: Config, load_before: float) -> dict[str, Any]:
@@ -188,7 +201,6 @@ def _write_record(record: dict[str, Any], path: Path | None, out: TextIO, consol
     if path == Path("-"):
         print(json.dumps(record), file=out, flush=True)
     elif path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1) + "\n"
         write_whole(path, lambda file: file.write(text.encode()))
         console.print(f"record  {path}; hold a later run against it by --compare {path}", markup=False, soft_wrap=True)

@@ -34,16 +34,24 @@ def read_bench_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a record of `unetfast bench --json {path}`") from None
     except ValueError as error:
         raise UserError(f"{path}: no JSON ({error}); give a record of `unetfast bench --json FILE`") from None
-    if not isinstance(record, dict) or record.get("benchmark") != "bench" or not _has_figures(record.get("rungs")):
+    if not _is_record(record):
         raise UserError(f"{path}: no record of `unetfast bench`; write one by `unetfast bench --json FILE`")
-    return record
+    checked: dict[str, Any] = record
+    return checked
 
 
-def _has_figures(rungs: Any) -> bool:
+def _is_record(record: Any) -> bool:
+    """Say whether a tree has all that is compared."""
     try:
-        return all(float(rung["images_per_s"][name]) > 0 for rung in rungs.values() for name in ("median", "min", "max"))
-    except (AttributeError, KeyError, TypeError, ValueError):
+        parts = [record["config"], record["data"], record["rungs"], record["environment"], record["environment"]["packages"]]
+        figures = [rung["images_per_s"] for rung in record["rungs"].values()]
+        told = record["environment"]["utc"], record["environment"]["git_revision"]
+        positive = all(figure[name] > 0 for figure in figures for name in ("median", "min", "max"))
+        rounds = all(isinstance(figure["rounds"], list) for figure in figures)
+    except (AttributeError, IndexError, KeyError, TypeError):
         return False
+    whole = all(isinstance(part, dict) for part in parts) and all(isinstance(word, str) for word in told)
+    return bool(record.get("benchmark") == "bench") and whole and positive and rounds
 
 
 def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

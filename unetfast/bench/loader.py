@@ -80,7 +80,7 @@ class LoaderRung:
             "stored_over_target": round(min(rows["height"].mean() / height, rows["width"].mean() / width), 3),
             "device": str(self._device),
             "backend": self._loader.backend,
-            "backend_because": choose_backend(self._config, self._device).reason,
+            "backend_because": choose_backend(self._config, self._device, training=True).reason,
             "threads": threads,
             "decode": config.decode,
             "cache": config.cache,

@@ -146,7 +146,7 @@ def open_bench(
             loader = None
             if "loader" in names:
                 loader = stack.enter_context(build_loader(reader, config, training=True, device=device))
-                reason = choose_backend(config, device).reason
+                reason = choose_backend(config, device, training=True).reason
                 console.print(f"loader  {loader.backend} ({reason})", markup=False, soft_wrap=True)
         if loader is not None:
             batches = iter(loader)

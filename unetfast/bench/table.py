@@ -49,7 +49,7 @@ def _limit_of_read(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str
 
 def _limit_of_loader(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
     facts = rung["facts"]
-    remark = f"{facts['backend']}, {facts['threads']} threads"
+    remark = f"{facts['backend']}, {facts['threads']} threads" + f", cache {facts['cache']}" * (facts["cache"] != "off")
     if facts["decode_images_per_core_s"] is None:
         return "-", None, remark
     # per core-second, so that it holds whatever else had the cores
@@ -71,12 +71,11 @@ def _limit_of_model(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[st
     return f"{format_number(roofline)} roofline", images_per_s / roofline, ", ".join(remarks)
 
 
-def _limit_of_train(rung: Mapping[str, Any], rungs: Rungs, verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
+def _limit_of_train(rung: Mapping[str, Any], _rungs: Rungs, verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
     wait = f"data-wait {rung['facts']['data_wait_pct']['median']:.2g} %"
     name = "loader" if verdict["limit"] == "loader" else "model"
-    if name not in rungs:
-        return "-", None, wait
-    return name, rung["images_per_s"]["median"] / rungs[name]["images_per_s"]["median"], wait
+    of_limit = verdict[f"train_of_{name}"]
+    return (name, of_limit["median"], wait) if of_limit else ("-", None, wait)
 
 
 def _limit_of_shard(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:

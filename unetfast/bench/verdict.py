@@ -34,6 +34,7 @@ def judge(rungs: Rungs) -> dict[str, Any]:
             where the rungs do not tell.
         feeds: what the loader gives over what the model takes, as `spread`; None without both.
         train_of_model: images/s of training over those of the model alone, as `spread`; None without both.
+        train_of_loader: likewise, over those of the loader alone.
         loader_core_share: part of a training image's processor time that is the loader's, 0 to 1; None off the CPU.
         data_wait_pct: median of training; None without it.
         sentence: for people: the limit and the figures that show it.
@@ -49,6 +50,7 @@ def judge(rungs: Rungs) -> dict[str, Any]:
         "limit": limit,
         "feeds": feeds,
         "train_of_model": of_model,
+        "train_of_loader": ratio(rungs, "train", "loader"),
         "loader_core_share": share,
         "data_wait_pct": wait,
         "sentence": _say_limit(limit, feeds, of_model, share, wait),
@@ -160,7 +162,7 @@ def _say_next_of_loader(rungs: Rungs, limit: str) -> str:
     reduction, size = facts.get("stored_over_target"), facts.get("size_hw")
     if reduction is not None and size is not None and reduction >= LARGE_REDUCTION:
         steps.append(f"pack at training size (unetfast shard --size {size[0]}x{size[1]}), images are {reduction:.2g}x as wide")
-    if facts.get("decode") == "exact" and reduction is not None and reduction >= 2:
+    if facts.get("decode") in ("exact", "full") and reduction is not None and reduction >= 2:
         steps.append("loader.decode=fast")
     read = rungs.get("read")
     if (
