@@ -1,0 +1,119 @@
+"""Reading shards: every sample's image and mask in stored order, each byte checked, beside the iteration of others (C3).
+
+    python benchmarks/reading.py
+
+Files are in the page cache, and what is opened once is opened before the clock starts. Ours reads by index and tests the hash
+of every member; webdataset iterates over the same tars; streaming and litdata read what their own writers wrote of the same
+samples. Nothing is decoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import material
+from bar import absent_bar, make_bar
+from material import Took
+from peers import PeersMissingError, readers
+
+from unetfast.bench.harness import installed_version, take_turns
+from unetfast.data.reader import SplitReader, open_shards
+
+_ROUND_SAMPLES, _QUICK_ROUND_SAMPLES = 4096, 32  # read by each side in a round
+_COLUMNS = {"images/s": "images_per_s", "MB/s": "mb_per_s", "core-us/image": "core_us_per_image"}
+_OURS, _PEER = "unetfast, checked", "webdataset"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return material.run_program("reading", __doc__, arguments, measure)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure C3 on toy ADE20K in real sizes, and on the real Carvana files."""
+    real = material.find_real(given.real)
+    sets = [material.make_shards("ade20k", given)]
+    if real is not None:
+        sets.append(material.make_shards("carvana", given, real=real))
+    data: dict[str, Any] = {"real": None if real is None else str(real)}
+    sides: dict[str, Any] = {}
+    bars = []
+    for made in sets:
+        data[made.label], found, bar = measure_readers(made, given)
+        sides |= {f"{made.label}: {name}": side for name, side in found.items()}
+        bars.append(bar)
+        material.print_sides(made.label, found, _COLUMNS)
+    versions = {name: installed_version(name) for name in ("webdataset", "mosaicml-streaming", "litdata")}
+    return {"data": data, "sides": sides, "bars": bars, "versions": versions}
+
+
+def measure_readers(made: material.Shards, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Read one data set by every reader, in turn."""
+    samples = material.read_samples(made.shards)
+    passes = max(1, (_QUICK_ROUND_SAMPLES if given.quick else _ROUND_SAMPLES) // len(samples))
+    tars = sorted((made.shards / "train").glob("*.tar"))
+    num_bytes = sum(len(sample.image) + len(sample.mask) for sample in samples)
+    failed: dict[str, str] = {}
+    with ExitStack() as stack:
+        folder = stack.enter_context(material.folder_in_memory(given.data, 4 * num_bytes))
+        shards = open_shards(made.shards)
+        checked, unchecked = (stack.enter_context(shards.split("train", checksum=checksum)) for checksum in (True, False))
+        reads: dict[str, Callable[[], tuple[int, int]]] = {
+            _OURS: partial(read_ours, checked),
+            "unetfast, not checked": partial(read_ours, unchecked),
+        }
+        for name, build in readers.build_readers(tars, samples, folder).items():
+            if given.quick and name in ("streaming", "litdata"):
+                continue
+            try:
+                reads[name] = build()
+            except (ImportError, PeersMissingError) as error:
+                failed[name] = str(error)
+        for name, read in reads.items():  # once for the page cache, and to see that each reads all there is
+            count, found_bytes = read()
+            if count != len(samples) or found_bytes < num_bytes:
+                failed[name] = f"read {count} samples of {found_bytes} bytes, expected {len(samples)} of {num_bytes}"
+        turns = {
+            name: material.settle(partial(_read_often, read, passes), name, failed)
+            for name, read in reads.items()
+            if name not in failed
+        }
+        took = take_turns(turns, given.rounds)
+    sides = {
+        name: material.sum_up(rounds, passes * len(samples), passes * num_bytes)
+        for name, rounds in took.items()
+        if name not in failed
+    }
+    sides |= {name: {"error": reason} for name, reason in failed.items()}
+    facts = {"samples": len(samples), "bytes": num_bytes, "passes_a_round": passes, "tars": len(tars)}
+    what = f"reading shards, every byte checked, against webdataset's iteration, {made.label}"
+    if _OURS in failed or _PEER in failed:
+        return facts, sides, absent_bar("C3", what, floor=5, goal=10, reason=failed.get(_PEER, failed.get(_OURS, "")))
+    sides[_OURS]["core_ratio"] = material.spread(material.core_ratios(took[_OURS], took[_PEER]))
+    return facts, sides, make_bar("C3", what, material.ratios(took[_OURS], took[_PEER]), floor=5, goal=10)
+
+
+def read_ours(reader: SplitReader) -> tuple[int, int]:
+    """Read image and mask of each sample of a split."""
+    num_bytes = 0
+    for sample in range(reader.num_samples):
+        num_bytes += len(reader.read_image(sample)) + len(reader.read_mask(sample))
+    return reader.num_samples, num_bytes
+
+
+def _read_often(read: Callable[[], tuple[int, int]], passes: int) -> Took:
+    def run() -> None:
+        for _ in range(passes):
+            read()
+
+    gc.collect()  # webdataset leaves its files to the collector
+    return material.time_call(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
