@@ -251,5 +251,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if is_good else 1
 
 
+def end_in_order() -> None:
+    """Let SIGTERM unwind this process, so that the program that runs ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end_in_order()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; nothing is recorded")

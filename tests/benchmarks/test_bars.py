@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import select
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ def write_program(folder: Path, name: str, body: str) -> None:
 
 def record_with(*made: dict[str, Any]) -> str:
     return f"json.dump({{'bars': {list(made)!r}, 'seed': given.seed}}, open(given.json, 'w'))\n"
+
+
+def wait_for_end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it is gone already
+        handle = os.pidfd_open(pid)
+        ended, _, _ = select.select([handle], [], [], 60)
+        os.close(handle)
+        assert ended
 
 
 def test_programs_run_in_turn_and_each_end_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,11 +69,22 @@ def test_a_program_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path
         assert outcome.error == f"stopped after {limit_s} s"
         if log.read_text():
             break
-    with contextlib.suppress(ProcessLookupError):  # it is gone already
-        handle = os.pidfd_open(int(log.read_text()))
-        ended, _, _ = select.select([handle], [], [], 60)
-        os.close(handle)
-        assert ended
+    wait_for_end(int(log.read_text()))
+
+
+def test_a_stop_from_outside_ends_the_program_too(tmp_path: Path) -> None:
+    write_program(tmp_path, "slow", "import time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
+    driver = f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(bars.BENCHMARKS)!r})\nimport bars\n"
+    driver += f"bars.end_in_order()\nhere = Path({str(tmp_path)!r})\n"
+    driver += "bars.run_program(bars.Program('slow', (), 1), [], limit_s=600, log=here / 'slow.log', folder=here)"
+    process = subprocess.Popen([sys.executable, "-c", driver])
+    log = tmp_path / "slow.log"
+    while not (log.is_file() and log.read_text().endswith("\n")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"it ended by itself: {process.wait(timeout=0.05)}")
+    process.terminate()
+    assert process.wait() == 143
+    wait_for_end(int(log.read_text()))
 
 
 def test_what_has_no_time_left_is_named(tmp_path: Path) -> None:
