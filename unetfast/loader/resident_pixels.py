@@ -10,8 +10,9 @@ Axis letters: H height, W width, C channels.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,12 @@ import torch
 from unetfast.config import AugmentConfig, LoaderConfig
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError, UserError
+from unetfast.loader.augment import boxes_are_fixed
 from unetfast.loader.pixels import choose_jpeg_reduction, decode_reduced, resize_box
 from unetfast.loader.stream import SampleStream
 
-_STAGE_BYTES = 64 << 20  # of a piece that is copied to the device at once, about
+_STAGE_BYTES = 128 << 20  # of a piece that is copied to the device at once, about
+_NUM_STAGES = 3  # pieces in the making: threads need not wait for each other at the end of one
 _GIB = 1 << 30
 
 
@@ -48,14 +51,6 @@ class Layout:
     @property
     def num_bytes(self) -> int:
         return int(self.image_starts[-1]) + int(self.mask_starts[-1]) * (2 if self.mask_bits == 16 else 1)
-
-
-def boxes_are_fixed(augment: AugmentConfig | None) -> bool:
-    """Say whether the crop box of every sample is always its whole image."""
-    if augment is None:
-        return True
-    zooms_in = augment.scale.prob > 0 and augment.scale.range[1] > 1
-    return augment.resized_crop.prob == 0 and augment.crop.prob == 0 and not zooms_in
 
 
 def lay_out(stored_hw: np.ndarray, mask_bits: int, fixed_hw: tuple[int, int] | None) -> Layout:
@@ -152,28 +147,38 @@ class ResidentPixels:
         return images, torch.empty(int(layout.mask_starts[-1]), dtype=mask_dtype, device=device)
 
     def _fill(self, stream: SampleStream, config: LoaderConfig, num_threads: int) -> None:
-        """Decode every sample and copy it to the device, in pieces: while one is copied, the next one is decoded."""
+        """Decode every sample and copy it to the device, in pieces: while one is copied, the next ones are decoded."""
         began_s = time.perf_counter()
         work = _Decoding(stream.reader, config, self.layout, stream.target_hw)
-        stages = [_Stage(self.images.device) for _ in range(2)]
+        free = deque(_Stage(self.images.device) for _ in range(_NUM_STAGES))
+        under_way: deque[tuple[_Stage, range, list[Future[None]]]] = deque()
+
+        def finish_first() -> None:
+            stage, part, futures = under_way.popleft()
+            for sample_id, future in zip(part, futures, strict=True):
+                try:
+                    future.result()
+                except CorruptShardError as error:
+                    if config.on_bad != "skip":
+                        raise
+                    stream.leave_out(sample_id, error)
+            stage.copy()
+            free.append(stage)
+
         with ThreadPoolExecutor(num_threads, thread_name_prefix="unetfast-resident") as pool:
             try:
-                for number, part in enumerate(_cut(self.layout)):
-                    stage = stages[number % 2]
+                for part in _cut(self.layout):
+                    if not free:
+                        finish_first()
+                    stage = free.popleft()
                     pieces = stage.open(self._slices(part))
-                    futures = [pool.submit(work.decode, sample_id, part, pieces) for sample_id in part]
-                    for sample_id, future in zip(part, futures, strict=True):
-                        try:
-                            future.result()
-                        except CorruptShardError as error:
-                            if config.on_bad != "skip":
-                                raise
-                            stream.leave_out(sample_id, error)
-                    stage.copy()
+                    under_way.append((stage, part, [pool.submit(work.decode, sample_id, part, pieces) for sample_id in part]))
+                while under_way:
+                    finish_first()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        for stage in stages:
+        for stage in free:
             stage.wait()
         self.seconds = time.perf_counter() - began_s
 
@@ -197,6 +202,7 @@ class _Stage:
     """Host memory for one piece, used again; pinned where it is copied to a GPU."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pinned = device.type == "cuda"
         self._copied = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
         self._memory: list[torch.Tensor] = []
@@ -214,7 +220,7 @@ class _Stage:
         for target, source in self._pairs:
             target.copy_(source, non_blocking=self._pinned)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._device))
 
     def wait(self) -> None:
         if self._copied is not None:
