@@ -88,7 +88,8 @@ def find_data(
         size = (
             "small images" if small else f"images of about {'x'.join(map(str, TOY_SETS[name].size_hw))} pixels (height x width)"
         )
-        console.print(f"toy     {name}, {size}, seed {seed}, kept in {root}", markup=False, soft_wrap=True)
+        why = "" if shards is None else ", to be packed"
+        console.print(f"toy     {name}, {size}, seed {seed}, kept in {root}{why}", markup=False, soft_wrap=True)
         with console.status(f"drawing and packing {name}"):
             source = draw_toy(name, root, small=small, seed=seed)
             shards = shards or pack_toy(source, name)

@@ -41,7 +41,7 @@ def _row(name: str, rung: Mapping[str, Any], rungs: Rungs, verdict: Mapping[str,
 
 def _limit_of_read(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
     hash_gb_per_s, mib_per_s = rung["facts"]["hash_gb_per_s"], rung["facts"]["mib_per_s"]["median"]
-    remark = f"{mib_per_s * 2**20 / 1e9:.2g} GB/s"
+    remark = f"{mib_per_s * 2**20 / 1e9:.2g} GB/s on one core"
     if hash_gb_per_s is None:
         return "-", None, f"{remark}, not checked"
     return f"{hash_gb_per_s:.3g} GB/s hash", mib_per_s * 2**20 / 1e9 / hash_gb_per_s, remark
