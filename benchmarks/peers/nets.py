@@ -91,7 +91,7 @@ def build_r1(base_channels: int, image_NCHW: Tensor, mask_NHW: Tensor) -> PeerSt
         image_NCHW: uint8; divided by 255 beforehand, as its transforms do.
         mask_NHW: uint8, classes 0 and 1.
     """
-    net = ClassicUNet(base_channels, 1).train()
+    net = ClassicUNet(base_channels, 1).to(image_NCHW.device).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     pixels_NCHW, target_NCHW = _divide(image_NCHW), mask_NHW[:, None].float()
 
@@ -110,7 +110,7 @@ def build_milesial(base_channels: int, image_NCHW: Tensor, mask_NHW: Tensor) -> 
     """The step of milesial/Pytorch-UNet as shipped: channels_last, float32 unless --amp is given, cross-entropy plus Dice,
     RMSprop with momentum 0.999, gradients clipped at norm 1; arguments as of `build_r1`.
     """
-    net = ClassicUNet(base_channels, 2).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    net = ClassicUNet(base_channels, 2).to(image_NCHW.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-5, weight_decay=1e-8, momentum=0.999, foreach=True)
     pixels_NCHW = _divide(image_NCHW).contiguous(memory_format=torch.channels_last)
     target_NHW = mask_NHW.long()
@@ -139,7 +139,7 @@ def build_smp(_base_channels: int, image_NCHW: Tensor, mask_NHW: Tensor) -> Peer
     """
     import segmentation_models_pytorch as smp
 
-    net = smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=1).train()
+    net = smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=1).to(image_NCHW.device).train()
     dice = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-4)
     pixels_NCHW, target_NCHW = _pad(_divide(image_NCHW)), _pad(mask_NHW[:, None].float())

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unetfast.model.cpu import TransposedConv
+
 GROUP_WIDTH = 16  # channels per group, the best row of Wu and He 2018 (Group Normalization), table 3
 BLOCKS = ("plain", "residual", "separable")
 CONV_ORDERS = ("conv-norm-act", "conv-act-norm")
@@ -167,7 +169,8 @@ def build_conv_block(
             layers.append(SeparableConv(widths[place], width, stride=step, bias=bias))
         else:
             layers.append(nn.Conv2d(widths[place], width, kernel_size=3, stride=step, padding=1, bias=bias))
-        tail = [nn.ReLU(inplace=True)]
+        # in place it would save no memory that lasts (the norm does not keep its result), and a CPU takes twice the time
+        tail = [nn.ReLU()]
         if build_norm is not None:
             (layers if norm_first else tail).append(build_norm(width))
         if place < num_convs - 1:
@@ -206,7 +209,7 @@ def build_transposed_up(in_channels: int, out_channels: int, scale: int) -> nn.M
     """Build a 2x2 transposed convolution with stride 2 (Ronneberger et al. 2015), or for scale 1 a 1x1 convolution."""
     if scale == 1:
         return nn.Conv2d(in_channels, out_channels, kernel_size=1)
-    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=scale, stride=scale)
+    return TransposedConv(in_channels, out_channels, kernel_size=scale, stride=scale)
 
 
 def build_bilinear_up(in_channels: int, out_channels: int, scale: int) -> nn.Module:

@@ -17,10 +17,10 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from unetfast.model.blocks import DOWNS, UPS, AttentionGate, block_stride, build_conv_block, build_down, choose, level_stride
+from unetfast.model.cpu import concatenate
 from unetfast.model.network import Logits, Network, check_normalization, check_positive
 from unetfast.model.resnet import STAGES, ResNetEncoder
 
@@ -43,7 +43,7 @@ class Up(nn.Module):
     def forward(self, below_NCHW: Tensor, skip_NCHW: Tensor) -> Tensor:
         if self.gate is not None:
             skip_NCHW = self.gate(skip_NCHW, below_NCHW)
-        return cast(Tensor, self.block(torch.cat([skip_NCHW, self.up(below_NCHW)], dim=1)))
+        return cast(Tensor, self.block(concatenate(skip_NCHW, self.up(below_NCHW))))
 
 
 class UNet(Network):
