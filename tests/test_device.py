@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -100,3 +105,49 @@ def test_usable_cores_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr(device_module.os, "sched_getaffinity")
     monkeypatch.setattr(device_module.os, "cpu_count", lambda: None)
     assert num_usable_cores() == 1
+
+
+TRIES_THE_ALLOCATOR = """
+import resource, torch
+from unetfast.device import keep_freed_memory, release_freed_memory
+torch.set_num_threads(1)
+def count_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.zeros(20_000_000).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident_mib():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) // 1024
+fresh, kept, held = count_faults(), keep_freed_memory(), count_faults()
+again, full = count_faults(), resident_mib()
+release_freed_memory()
+print(int(kept), fresh, again, full - resident_mib())
+"""
+
+
+def try_allocator(**environment: str) -> list[int]:
+    """Whether memory is kept, page faults before and after, and MiB given back; in a process of its own."""
+    command = [sys.executable, "-c", TRIES_THE_ALLOCATOR]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    return [int(word) for word in told.stdout.split()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept_and_can_be_given_back() -> None:
+    kept, fresh, again, given_back = try_allocator()
+    assert kept == 1
+    # 76 MiB four times: 78,125 pages of 4 KiB, fewer where the kernel takes larger ones
+    assert again < fresh / 10
+    assert given_back > 60
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_thresholds_of_the_users_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    assert device_module.keep_freed_memory.__wrapped__() is False
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_load_glibc", lambda: None)
+    assert device_module.keep_freed_memory.__wrapped__() is False
+    device_module.release_freed_memory()

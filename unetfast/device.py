@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import re
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -87,3 +90,41 @@ def resolve_compile(name: str, device: torch.device) -> bool:
 def num_usable_cores() -> int:
     """Count the CPU cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt (malloc.h)
+_LARGEST_INT = 2**31 - 1
+_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # of the user's: left alone
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next request, for the rest of this process.
+
+    By itself glibc takes every block of more than 32 MiB from the system and gives it back when it is freed: each step on a CPU
+    then has the same activations zeroed by the kernel again, page by page. Kept, they cost resident memory between the steps,
+    of at most what a step needs; `release_freed_memory` gives it back.
+
+    Returns:
+        Whether it is so now: False where the C library is not glibc, or the user has set its thresholds by its own environment
+        variables (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES).
+    """
+    libc = _load_glibc()
+    if libc is None or any(name in os.environ for name in _OWN_SETTINGS):
+        return False
+    return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST_INT)) and bool(libc.mallopt(_TRIM_THRESHOLD, _LARGEST_INT))
+
+
+def release_freed_memory() -> None:
+    """Give memory that nobody holds any more back to the system, where the C library is glibc."""
+    libc = _load_glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _load_glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -6,6 +6,8 @@ import gc
 
 import torch
 
+from unetfast.device import release_freed_memory
+
 # of the CPU allocator, of oneDNN (whose kernels are written into memory of their own; without an address space for them it says
 # no more than this), of CUDA's libraries, and of CUDA itself where the error is not torch.OutOfMemoryError
 _SIGNS = (
@@ -45,3 +47,5 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        release_freed_memory()

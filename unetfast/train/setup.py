@@ -28,7 +28,7 @@ from unetfast.config import (
 from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest, read_manifest
 from unetfast.data.reader import open_shards
-from unetfast.device import resolve_amp, resolve_compile, resolve_device
+from unetfast.device import keep_freed_memory, resolve_amp, resolve_compile, resolve_device
 from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.infer.load import build_loss
@@ -134,6 +134,8 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
     """
     world = world or World()
     device = choose_device(config.train.device, world)
+    if device.type == "cpu":
+        keep_freed_memory()
     world.check_batch(config.loader.batch_size, config.train.accumulation)
     amp = resolve_amp(config.train.amp, device)
     shard_folder = open_shards(shards)
