@@ -47,6 +47,8 @@ INDEX_NAME = "index.npy"  # (samples,) of INDEX_DTYPE
 # which classes occur in each sample: uint8 (samples, ceil(num_classes / 8)), np.packbits(..., bitorder="little")
 PRESENCE_NAME = "presence.npy"
 
+_quote = json.encoder.encode_basestring
+
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # xxh3_64, 16 hex digits
 
 
@@ -102,8 +104,29 @@ class Manifest(_Part):
 
 
 def manifest_to_json(manifest: Manifest) -> str:
-    """Write the manifest as JSON, byte for byte the same for equal manifests."""
-    return json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """Write the manifest as JSON, byte for byte the same for equal manifests.
+
+    It is `json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)`, whose indenting encoder is slow: shards, of which
+    there may be thousands, are written here, since each opening of a loader hashes this text.
+    """
+    tree = manifest.model_dump(mode="json", exclude={"splits": {name: {"shards"} for name in manifest.splits}})
+    marks = {name: f"shards of split {place}" for place, name in enumerate(manifest.splits)}
+    for name, mark in marks.items():
+        tree["splits"][name]["shards"] = [mark] if manifest.splits[name].shards else []
+    text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
+    for name, mark in marks.items():
+        head, found, rest = text.partition(f'"shards": [\n    "{mark}"')
+        if found:
+            shards = ",\n".join(map(_shard_to_json, manifest.splits[name].shards))
+            text = f'{head}"shards": [\n{shards}{rest}'
+    return text + "\n"
+
+
+def _shard_to_json(shard: ShardInfo) -> str:
+    return (
+        f'    {{\n     "bytes": {shard.bytes},\n     "file": {_quote(shard.file)},\n     "idx_xxh3": "{shard.idx_xxh3}",\n'
+        f'     "samples": {shard.samples},\n     "xxh3": "{shard.xxh3}"\n    }}'
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
