@@ -140,6 +140,18 @@ def test_it_says_what_it_understood(toy_shards: Path, tmp_path: Path, make_confi
     assert f"next: unetfast predict --checkpoint {tmp_path / 'run' / 'best.pt'} IMAGE_OR_FOLDER" in ear.heard
 
 
+def test_a_run_with_a_cache_says_so_and_learns_the_same(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, ear: Any
+) -> None:
+    weights = []
+    for cache in ("off", "ram"):
+        config = make_config(loader={"cache": cache}, train={"epochs": 2})
+        train(toy_shards, config, tmp_path / cache, console=ear.console)
+        weights.append(load_checkpoint(tmp_path / cache / "last.pt").weights)
+    assert 'loader  cpu (loader.cache = "ram"), 32x48 (stored 40x60; loader.size_hw), batch 4, cache ram, ' in ear.heard
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_used_folder_is_refused(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="go on with it by --resume, or take another --out"):

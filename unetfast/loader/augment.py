@@ -122,6 +122,14 @@ class Augmentation:
         )
 
 
+def boxes_are_fixed(config: AugmentConfig | None) -> bool:
+    """Say whether the crop box of every sample is always its whole image; None is a plain resize."""
+    if config is None:
+        return True
+    zooms_in = config.scale.prob > 0 and config.scale.range[1] > 1
+    return config.resized_crop.prob == 0 and config.crop.prob == 0 and not zooms_in
+
+
 def draw_augmentation(
     config: AugmentConfig | None, places: Places, stored_hw: np.ndarray, *, seed: int, target_hw: tuple[int, int]
 ) -> Augmentation:

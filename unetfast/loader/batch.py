@@ -35,6 +35,11 @@ class Loader(Protocol):
     backend: str  # "cpu", "dali" or "resident"
 
     @property
+    def facts(self) -> str:
+        """What it keeps in memory for later, for people; nothing where it keeps nothing."""
+        ...
+
+    @property
     def num_samples(self) -> int:
         """Samples of the split, one epoch."""
         ...

@@ -34,6 +34,7 @@ from unetfast.loader.pixels import (
     warp_image,
 )
 from unetfast.loader.prefetch import Job, PrefetchLoader
+from unetfast.loader.ramcache import RamCache, allow_bytes, count_need, describe_cache
 from unetfast.loader.scratch import scratch_array
 from unetfast.loader.stream import BatchPlan, SampleStream
 
@@ -80,11 +81,15 @@ class _Work:
         reader: the split.
         config: of the loader.
         rule: how masks choose their crops.
+        cache: keeps what is the same every time; None: nothing is kept.
+        boxes_are_fixed: whether every crop box is the whole image, so that images are kept at the batch's size.
     """
 
     reader: SplitReader
     config: LoaderConfig
     rule: CropRule
+    cache: RamCache | None = None
+    boxes_are_fixed: bool = False
 
     def begin(self, job: _Job) -> None:
         """Wait until the last copy to a GPU has read the job's memory."""
@@ -93,7 +98,7 @@ class _Work:
     def load(self, job: _Job, row: int) -> None:
         """Load one row of a batch."""
         sample_id, numbers = int(job.plan.places.sample_ids[row]), job.plan.augmentation
-        mask = self._read_mask(sample_id)
+        mask = self._find_mask(sample_id)
         if numbers.has_candidates:
             self.rule.settle(numbers, row, mask.unpack())
         crop_yxyx = numbers.crop_yxyx[row].tolist()
@@ -118,7 +123,16 @@ class _Work:
             transform_color(out_HWC, numbers.color_matrix[row])
 
     def _resize(self, sample_id: int, crop_yxyx: list[int], buffer_HWC: np.ndarray) -> np.ndarray:
-        """Return the crop at target size; in the buffer, or where it lies if that is its size already."""
+        """Return the crop at target size: in the buffer, or where it lies if it is there already."""
+        if self.cache is not None and self.boxes_are_fixed:
+            resized_HWC = self.cache.find(("image", sample_id))
+            if resized_HWC is None:
+                resized_HWC = self._resize_anew(sample_id, crop_yxyx, buffer_HWC)
+                self.cache.keep(("image", sample_id), resized_HWC)
+            return resized_HWC
+        return self._resize_anew(sample_id, crop_yxyx, buffer_HWC)
+
+    def _resize_anew(self, sample_id: int, crop_yxyx: list[int], buffer_HWC: np.ndarray) -> np.ndarray:
         rgb_HWC, reduction = self._decode(sample_id, crop_yxyx, (buffer_HWC.shape[0], buffer_HWC.shape[1]))
         if rgb_HWC.shape == buffer_HWC.shape and crop_yxyx == [0, 0, *rgb_HWC.shape[:2]]:
             return rgb_HWC
@@ -126,29 +140,51 @@ class _Work:
         return buffer_HWC
 
     def _decode(self, sample_id: int, crop_yxyx: list[int], target_hw: tuple[int, int]) -> tuple[np.ndarray, int]:
-        """Decode an image as far as its crop needs it, and return by what it is reduced."""
-        record = self.reader.rows[sample_id]
-        stored_hw = (int(record["height"]), int(record["width"]))
+        """Return an image decoded as far as its crop needs it, and by what it is reduced."""
         codec = self.reader.image_codec(sample_id)
         top, left, bottom, right = crop_yxyx
         reduction = choose_jpeg_reduction((bottom - top, right - left), target_hw, self.config.decode) if codec == "jpeg" else 1
+        if self.cache is None or self.boxes_are_fixed:
+            return self._decode_anew(sample_id, codec, reduction), reduction
+        rgb_HWC = self.cache.find((sample_id, reduction))
+        if rgb_HWC is None:
+            rgb_HWC = self._decode_anew(sample_id, codec, reduction)
+            self.cache.keep((sample_id, reduction), rgb_HWC)
+        return rgb_HWC, reduction
+
+    def _decode_anew(self, sample_id: int, codec: str, reduction: int) -> np.ndarray:
+        record = self.reader.rows[sample_id]
         data = self.reader.read_image(sample_id)
         try:
-            return decode_reduced(data, codec, stored_hw, reduction), reduction
+            return decode_reduced(data, codec, (int(record["height"]), int(record["width"])), reduction)
         except ValueError as error:
             raise CorruptShardError(self.reader.describe(sample_id, "image"), f"cannot be decoded ({error})") from None
 
+    def _find_mask(self, sample_id: int) -> StoredMask:
+        """Return a mask, inflated; one of bits stays packed."""
+        if self.cache is None:
+            return self._read_mask(sample_id)
+        stored = self.cache.find(("mask", sample_id))
+        if stored is None:
+            mask = self._read_mask(sample_id)
+            self.cache.keep(("mask", sample_id), mask.stored)
+            return mask
+        return StoredMask(stored, self._packed_width(sample_id))
+
     def _read_mask(self, sample_id: int) -> StoredMask:
-        """Read and inflate a mask; one of bits stays packed."""
-        record = self.reader.rows[sample_id]
-        if record["mask_bits"] != 1 or record["mask_codec"] != _LZ4_MASK:
+        width = self._packed_width(sample_id)
+        if not width:
             return StoredMask(self.reader.decode_mask(sample_id))
-        height, width = int(record["height"]), int(record["width"])
         data = self.reader.read_mask(sample_id)
         try:
-            return StoredMask(inflate_bits(data, height=height, width=width), width)
+            return StoredMask(inflate_bits(data, height=int(self.reader.rows[sample_id]["height"]), width=width), width)
         except ValueError as error:
             raise CorruptShardError(self.reader.describe(sample_id, "mask"), f"cannot be decoded ({error})") from None
+
+    def _packed_width(self, sample_id: int) -> int:
+        """Return the width of a mask whose bits are packed, pixels; 0 for another mask."""
+        record = self.reader.rows[sample_id]
+        return int(record["width"]) if record["mask_bits"] == 1 and record["mask_codec"] == _LZ4_MASK else 0
 
 
 class CpuLoader(PrefetchLoader[_Job]):
@@ -156,20 +192,26 @@ class CpuLoader(PrefetchLoader[_Job]):
 
     Memory: `loader.prefetch_batches` + 1 batches (+ 2 for a GPU, while copies run), and one decoded image a thread.
 
+    With `loader.cache` = "ram", and for training alone, also what `unetfast.loader.ramcache` keeps.
+
     OpenCV is told to use one thread a call, in the whole process: the threads here are the parallelism.
 
     Args:
         stream: the order of samples, and where it goes on.
-        config: prefetch_batches, decode, on_bad.
+        config: prefetch_batches, decode, on_bad, cache, cache_mib.
         num_threads: worker threads.
         device: where batches are wanted.
+
+    Raises:
+        UserError: the cache may take more memory than is free.
     """
 
     backend = "cpu"
 
     def __init__(self, stream: SampleStream, config: LoaderConfig, *, num_threads: int, device: torch.device) -> None:
         labels = stream.reader.manifest.labels
-        work = _Work(stream.reader, config, stream.crop_rule)
+        cache, self._facts = _open_cache(stream, config)
+        work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed)
         super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)
         self._device = device
         mask_dtype = torch.uint8 if labels.mask_dtype == np.uint8 else torch.uint16
@@ -177,6 +219,10 @@ class CpuLoader(PrefetchLoader[_Job]):
         self._free = deque(_Slot(stream.max_part, stream.target_hw, mask_dtype, device) for _ in range(num_slots))
         self._handed_out: _Slot | None = None
         cv2.setNumThreads(1)
+
+    @property
+    def facts(self) -> str:
+        return self._facts
 
     def _next(self) -> Batch | None:
         if self._handed_out is not None:
@@ -198,3 +244,15 @@ class CpuLoader(PrefetchLoader[_Job]):
         for job in jobs:
             if job.slot is not self._handed_out and job.slot not in self._free:
                 self._free.append(job.slot)
+
+
+def _open_cache(stream: SampleStream, config: LoaderConfig) -> tuple[RamCache | None, str]:
+    """Open the cache that the config asks for, and say what it will hold; a pass over each sample once has none."""
+    if config.cache != "ram" or not stream.training:
+        return None, ""
+    reader = stream.reader
+    # a damaged row may claim any size, and is refused when its sample is read
+    stored_hw = np.minimum(np.stack([reader.rows["height"], reader.rows["width"]], axis=1), reader.split.max_hw)
+    need = count_need(stored_hw, reader.manifest.mask_bits, stream.target_hw, are_resized=stream.boxes_are_fixed)
+    max_bytes = allow_bytes(config, need, world_size=stream.world_size)
+    return RamCache(max_bytes), describe_cache(max_bytes, need)

@@ -120,6 +120,11 @@ class PrefetchLoader(ABC, Generic[JobT]):
         """Push on batches in the making, without waiting; called when one is about to be handed out."""
 
     @property
+    def facts(self) -> str:
+        """What the loader keeps in memory for later, for people; nothing where it keeps nothing."""
+        return ""
+
+    @property
     def num_samples(self) -> int:
         return self._stream.num_samples
 

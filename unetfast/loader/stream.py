@@ -15,7 +15,7 @@ from unetfast.config import Config
 from unetfast.config.section import Section
 from unetfast.data.reader import SplitReader
 from unetfast.errors import UserError
-from unetfast.loader.augment import Augmentation, draw_augmentation
+from unetfast.loader.augment import Augmentation, boxes_are_fixed, draw_augmentation
 from unetfast.loader.foreground import CropRule
 from unetfast.loader.order import Order, Places, balance_weights, rank_part, rank_places
 
@@ -60,6 +60,7 @@ class SampleStream:
         position: place in the stream after the last batch handed out.
         skipped: keys of the samples left out so far, in the order of the stream.
         crop_rule: how a sample's mask chooses its crop.
+        boxes_are_fixed: whether every crop box is the whole image.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class SampleStream:
         self._num_parts = config.train.accumulation if training else 1
         self._seed = config.train.seed
         self._augment = config.augment if training else None
+        self.boxes_are_fixed = boxes_are_fixed(self._augment)
         self.crop_rule = CropRule(config.augment.max_class_share, reader.manifest.labels.ignore_index, target_hw)
         sampler = config.loader.sampler if training else "sequential"
         self._order = Order(
