@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,3 +63,23 @@ def test_trace_that_cannot_be_written_is_one_line(build_small_run: Callable[...,
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"trace cannot be written .*take another --json"):
         run_profile(run, repeat_batch(next(iter(run.loader))), tmp_path / "file" / "trace.json.gz")
+
+
+def test_profile_without_kernels_says_what_to_look_at() -> None:
+    record = {"device": "cuda", "steps": 3, "step_ms": 5.0, "kernel_ms": 0.0, "kernels": []}
+    assert "recorded no kernels" in format_profile(record)
+
+
+def _write_notes_and_fail() -> None:
+    with profile_module._without_kineto_notes():
+        os.write(2, b"USDT:2026-11-21 19:25:04 8523:8523 SyncActivityProfilerHandler.cpp:39] profiler_start\n")
+        os.write(2, b"ERROR:2026-11-21 19:25:45 8523:8523 DeviceProperties.cpp:56] gpuGetDeviceCount failed with code 35\n")
+        os.write(2, b"ERROR: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES\n")
+        raise ValueError("in the middle of it")
+
+
+def test_notes_of_the_profilers_library_are_dropped_and_all_else_is_handed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="in the middle of it"):
+        _write_notes_and_fail()
+    os.write(2, b"and on\n")
+    assert capfd.readouterr().err == "ERROR: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES\nand on\n"

@@ -5,9 +5,13 @@ The trace is Chrome's format; https://ui.perfetto.dev and chrome://tracing open 
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,8 @@ NUM_KERNELS = 10
 STEPS = 3  # in the trace
 LEAD_IN_STEPS = 2  # before it: compilation, and batches that lay ready
 _STEP, _WAIT = "unetfast: training step", "unetfast: wait for a batch"
+# what Kineto, the profiler's library, writes to stderr and nobody can act on: marks of its own, and that there is no GPU
+_KINETO_NOTES = re.compile(rb"USDT:.*SyncActivityProfilerHandler|ERROR:.*gpuGetDeviceCount failed")
 _SHOWN = 72  # characters of a kernel's name in the table; the record has it whole
 
 
@@ -50,16 +56,17 @@ def run_profile(run: Run, batches: Iterator[Batch], path: Path) -> dict[str, Any
         train_step(run, next(batches))
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
     _wait(run.device)
-    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        began_s = time.perf_counter()
-        for _ in range(STEPS):
-            with record_function(_WAIT):
-                batch = next(batches)
-            with record_function(_STEP):
-                train_step(run, batch)
-        _wait(run.device)
-        wall_s = time.perf_counter() - began_s
-    _write_trace(profiler, path)
+    with _without_kineto_notes():
+        with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+            began_s = time.perf_counter()
+            for _ in range(STEPS):
+                with record_function(_WAIT):
+                    batch = next(batches)
+                with record_function(_STEP):
+                    train_step(run, batch)
+            _wait(run.device)
+            wall_s = time.perf_counter() - began_s
+        _write_trace(profiler, path)
     events = profiler.key_averages(group_by_input_shape=not on_gpu)
     kernels = _list_kernels(events, on_gpu=on_gpu)
     return {
@@ -70,6 +77,24 @@ def run_profile(run: Run, batches: Iterator[Batch], path: Path) -> dict[str, Any
         "kernel_ms": _round(sum(kernel["ms_per_step"] for kernel in kernels)),
         "kernels": kernels[:NUM_KERNELS],
     }
+
+
+@contextmanager
+def _without_kineto_notes() -> Iterator[None]:
+    """Hold back what is written to the process's stderr, and hand it on at the end without Kineto's notes."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            rest = [line for line in caught.read().splitlines(keepends=True) if not _KINETO_NOTES.match(line)]
+            os.write(2, b"".join(rest))
 
 
 def _write_trace(profiler: profile, path: Path) -> None:
@@ -112,6 +137,11 @@ def _name_shapes(shapes: Sequence[Any]) -> str:
 
 def format_profile(record: dict[str, Any]) -> str:
     """Write a table for people from what `run_profile` returned."""
+    if not record["kernels"]:
+        return (
+            "profile: the profiler has recorded no kernels; on a GPU its counters may be for administrators alone "
+            "(NVIDIA driver option NVreg_RestrictProfilingToAdminUsers=0)"
+        )
     what = "GPU kernel" if record["device"] == "cuda" else "operator (shapes that go in)"
     rows = [["share %", "ms a step", "calls a step"]]
     rows += [[f"{kernel[name]:.3g}" for name in ("share_pct", "ms_per_step", "calls_per_step")] for kernel in record["kernels"]]
