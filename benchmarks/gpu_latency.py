@@ -4,8 +4,9 @@
 
 One uint8 image lies on the device and goes through normalisation, network and argmax to class ids, as `unetfast predict` has
 it. Sides: `eager`; `compiled` (what `train.compile` gives); `graphs` (the same with mode="reduce-overhead": TorchInductor's
-CUDA graphs); `captured` (the compiled call captured once in a CUDA graph of our own, and replayed). All take turns in one
-process. Prints a table for people and one JSON line last; the exit code is 1 when a side failed.
+CUDA graphs); `frozen` (compiled with the weights as constants, so that batch norm is folded and weights are cast once);
+`captured` (the frozen call captured once in a CUDA graph of our own, and replayed). All take turns in one process. Prints a
+table for people and one JSON line last; the exit code is 1 when a side failed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from unetfast.device import resolve_amp, resolve_device
 from unetfast.errors import UserError
 from unetfast.model.network import Network
 
-SIDES = ("eager", "compiled", "graphs", "captured")
+SIDES = ("eager", "compiled", "graphs", "frozen", "captured")
 _ON_GPU_ALONE = {"graphs": "CUDA graphs need a GPU", "captured": "CUDA graphs need a GPU"}
 _WARMUP_CALLS = 10
 Call = Callable[[], Tensor]
@@ -82,7 +83,9 @@ def build_call(name: str, config: Any, device: torch.device, image_NCHW: Tensor,
     torch.manual_seed(0)
     labeller = build_labeller(config, device, num_classes)
     amp = resolve_amp(config.train.amp, device)
-    if name != "eager":
+    if name in ("frozen", "captured"):
+        labeller.compile(fullgraph=True, dynamic=False, options={"freezing": True})
+    elif name != "eager":
         labeller.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if name == "graphs" else None)
 
     def call() -> Tensor:
