@@ -23,7 +23,7 @@ def rung(images_per_s: float, core_s: float, device_mib: float | None = None, **
 
 def make_rungs() -> dict[str, Any]:
     return {
-        "read": rung(60_000, 1.6e-5, hash_gb_per_s=12.0, mib_per_s=spread([5722.0])),
+        "read": rung(60_000, 1.6e-5, hash_gb_per_s=12.0, bytes_per_image=96_000, mib_per_s=spread([5722.0])),
         "loader": rung(4_000, 0.001, backend="cpu", threads=4, cache="off", decode_images_per_core_s=1250.0, device="cuda:0"),
         "model": rung(
             2_000,
@@ -44,7 +44,7 @@ def test_each_rung_has_a_line_with_its_limit_and_how_much_of_it_was_reached() ->
     lines = format_rungs(rungs, judge(rungs)).splitlines()
     cells = {line.split()[0]: " ".join(line.split()) for line in lines}
     assert cells["rung"] == "rung img/s (min..max) core-s/img memory limit of it"
-    assert cells["read"] == "read 60,000 (59,400..60,600) 0.000016 512 MiB 12 GB/s hash 50 % 6 GB/s on one core"
+    assert cells["read"] == "read 60,000 (59,400..60,600) 0.000016 512 MiB 12 GB/core-s hash 50 % 6 GB/s on one core"
     assert cells["loader"] == "loader 4,000 (3,960..4,040) 0.0010 512 MiB 1,250/core-s decode 80 % cpu, 4 threads"
     assert cells["model"] == (
         "model 2,000 (1,980..2,020) 0.00040 512 MiB + GPU 9.10 GiB 2,500 roofline 80 % 200 GFLOP an image, 50 % of 800 TFLOP/s"

@@ -44,7 +44,11 @@ def _limit_of_read(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str
     remark = f"{mib_per_s * 2**20 / 1e9:.2g} GB/s on one core"
     if hash_gb_per_s is None:
         return "-", None, f"{remark}, not checked"
-    return f"{hash_gb_per_s:.3g} GB/s hash", mib_per_s * 2**20 / 1e9 / hash_gb_per_s, remark
+    return (
+        f"{hash_gb_per_s:.3g} GB/core-s hash",
+        _per_core_s(rung, rung["facts"]["bytes_per_image"] / 1e9) / hash_gb_per_s,
+        remark,
+    )
 
 
 def _limit_of_loader(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
@@ -52,9 +56,14 @@ def _limit_of_loader(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[s
     remark = f"{facts['backend']}, {facts['threads']} threads" + f", cache {facts['cache']}" * (facts["cache"] != "off")
     if facts["decode_images_per_core_s"] is None:
         return "-", None, remark
-    # per core-second, so that it holds whatever else had the cores
-    share = rung["core_s_per_image"]["median"] and 1 / rung["core_s_per_image"]["median"] / facts["decode_images_per_core_s"]
+    share = _per_core_s(rung, 1) / facts["decode_images_per_core_s"]
     return f"{format_number(facts['decode_images_per_core_s'])}/core-s decode", share, remark
+
+
+def _per_core_s(rung: Mapping[str, Any], amount: float) -> float:
+    """Turn an amount of an image into one of a core-second, which holds whatever else had the cores."""
+    core_s: float = rung["core_s_per_image"]["median"]
+    return amount / max(core_s, 1e-9)
 
 
 def _limit_of_model(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
