@@ -72,11 +72,13 @@ class Outcome:
         wall_s: seconds that it took.
         error: why there is no record, or what failed in it; "" where all went well.
         record: the JSON object that it wrote; None where it wrote none.
+        told: what it printed for people.
     """
 
     wall_s: float
     error: str
     record: dict[str, Any] | None
+    told: str = ""
 
 
 def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, log: Path, folder: Path = BENCHMARKS) -> Outcome:
@@ -109,14 +111,18 @@ def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, l
         record = json.loads(path.read_text(encoding="utf-8"))
     elif not error:
         error = "ended well, but wrote no record"
-    return Outcome(round(time.monotonic() - began, 1), error, record)
+    return Outcome(round(time.monotonic() - began, 1), error, record, _read_told(log))
+
+
+def _read_told(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("{"))
 
 
 def _say_end(code: int, log: Path) -> str:
     """Say how a program ended: exit code or signal, and the last line in which it tells of a failure, or the last at all."""
     end = f"exit code {code}" if code >= 0 else f"died of {signal.Signals(-code).name}"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    said = [line for line in lines if line and not line.startswith("{")]
+    said = [line.strip() for line in _read_told(log).splitlines() if line.strip()]
     told = [line for line in said if line.startswith(("failed", "error"))] or said
     return f"{end}: {told[-1][:200]}" if told else end
 
@@ -177,6 +183,16 @@ def format_bars(bars: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *notes])
 
 
+def compare_verdicts(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which bars have another verdict than in an earlier run, say with another seed; and which only one of the runs has."""
+    before, now = ({(bar["bar"], bar["what"]): bar["verdict"] for bar in bars} for bars in (old, new))
+    both = [key for key in now if key in before]
+    lines = [f"{bar} {what}: {before[bar, what]} before, {now[bar, what]} now" for bar, what in both]
+    differing = [line for line, key in zip(lines, both, strict=True) if before[key] != now[key]]
+    alone = [f"{bar} {what}: in one of the two runs alone" for bar, what in sorted({*before} ^ {*now})]
+    return [*differing, *alone, f"{len(both) - len(differing)} of {len(both)} bars have the same verdict"]
+
+
 def choose_programs(only: str | None) -> tuple[list[Program], frozenset[str]]:
     """Read --only: names of bars, of programs, or both.
 
@@ -198,6 +214,14 @@ def choose_programs(only: str | None) -> tuple[list[Program], frozenset[str]]:
     return chosen, frozenset(shown)
 
 
+def _read_bars(parser: argparse.ArgumentParser, path: Path) -> list[dict[str, Any]]:
+    try:
+        bars: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["bars"]
+    except (OSError, ValueError, KeyError, TypeError):
+        parser.error(f"--against {path}: no record of this program")
+    return bars
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", metavar="NAMES", help="bars or programs, separated by commas: C1,C5 or growth")
@@ -206,6 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--quick", action="store_true", help="each program in its smallest form: shows that they run, no figures"
     )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all programs (default %(default)g)")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="an earlier record, such as of another seed: same verdicts?"
+    )
     parser.add_argument("--logs", type=Path, help="folder for what the programs print; default: none is kept")
     parser.add_argument(
         "--json",
@@ -217,6 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         programs, wanted = choose_programs(given.only)
     except ValueError as error:
         parser.error(str(error))
+    before = None if given.against is None else _read_bars(parser, given.against)
     load = os.getloadavg()[0]
     if load > MAX_LOAD:
         sys.stderr.write(
@@ -229,10 +257,15 @@ def main(arguments: list[str] | None = None) -> int:
         logs.mkdir(parents=True, exist_ok=True)
         outcomes = run_programs(programs, shared, seconds=60 * given.minutes, logs=logs)
     bars = collect_bars(programs, outcomes, wanted)
+    for program in programs:
+        if not program.bars and outcomes[program.name].record is not None:
+            print(f"== {program.name}.py\n{outcomes[program.name].told}\n")
     print(format_bars(bars))
     for name, one in outcomes.items():
         if one.error:
             print(f"{name}.py failed: {one.error}")
+    if before is not None:
+        print("\n".join(f"against {given.against.name}: {line}" for line in compare_verdicts(before, bars)))
     is_whole = not (given.only or given.quick or given.seed)
     record = {
         "benchmark": "bars",

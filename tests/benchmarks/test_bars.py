@@ -161,6 +161,34 @@ def test_the_exit_code_and_the_last_line_tell_how_it_went(
     assert "| C1 | writer |" in text
 
 
+def test_verdicts_of_two_runs_are_held_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worse = GOOD | {"verdict": "short"}
+    assert bars.compare_verdicts([GOOD, SHORT], [GOOD, SHORT]) == ["2 of 2 bars have the same verdict"]
+    assert bars.compare_verdicts([GOOD, SHORT], [worse, ABSENT]) == [
+        "C1 writer: pass before, short now",
+        "C3 reader: in one of the two runs alone",
+        "C8 step: in one of the two runs alone",
+        "0 of 1 bars have the same verdict",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        bars.main(["--against", str(tmp_path / "gone.json")])
+    assert "gone.json: no record of this program" in capsys.readouterr().err
+
+
+def test_what_has_no_bar_shows_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_program(tmp_path, "one", "print('hidden')\n" + record_with(GOOD))
+    write_program(tmp_path, "two", "print('samples  seconds')\nprint('{}')\n" + record_with())
+    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", ("C1",), 60), Program("two", (), 60)))
+    run = bars.run_programs
+    monkeypatch.setattr(bars, "run_programs", lambda *words, **named: run(*words, **named, folder=tmp_path))
+    assert bars.main(["--quick"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("== two.py\nsamples  seconds\n\n| bar |")
+    assert "hidden" not in text
+
+
 def test_a_part_of_the_bars_replaces_no_record_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "bench-cpu.json"
     monkeypatch.setattr(bars, "RECORD", bars.BENCHMARKS / "results" / kept.name)
