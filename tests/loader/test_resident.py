@@ -23,7 +23,7 @@ from loader_shards import MadeSample, make_labels, make_sample, write_shards
 from unetfast.config import build_config
 from unetfast.data.reader import open_shards
 from unetfast.errors import CorruptShardError, UserError
-from unetfast.loader.augment import draw_augmentation
+from unetfast.loader.augment import boxes_are_fixed, draw_augmentation
 from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.loader.cpu import CpuLoader
@@ -203,11 +203,14 @@ def test_a_bad_sample_stops_it_or_is_left_out(make_both: MakeBoth, tmp_path: Pat
 
 def test_images_are_kept_at_batch_size_where_no_box_is_ever_drawn(resident: ModuleType, make_both: MakeBoth) -> None:
     pixels = importlib.import_module("unetfast.loader.resident_pixels")
-    augment = build_config({"augment": {"rotation": {"prob": 1.0}, "scale": {"prob": 1.0, "range": [0.5, 1.0]}}}).augment
-    assert pixels.boxes_are_fixed(None)
-    assert pixels.boxes_are_fixed(augment)
+
+    def is_fixed(augment: dict[str, Any]) -> bool:
+        return boxes_are_fixed(build_config({"augment": augment}).augment)
+
+    assert boxes_are_fixed(None)
+    assert is_fixed({"rotation": {"prob": 1.0}, "scale": {"prob": 1.0, "range": [0.5, 1.0]}})
     for drawn in ({"crop": {"prob": 0.1}}, {"resized_crop": {"prob": 0.1}}, {"scale": {"prob": 0.1, "range": [1.0, 1.1]}}):
-        assert not pixels.boxes_are_fixed(build_config({"augment": drawn}).augment)
+        assert not is_fixed(drawn)
     stored_hw = np.array([[10, 9], [4, 17]])
     assert pixels.lay_out(stored_hw, 1, None).num_bytes == 3 * (90 + 68) + 10 * 2 + 4 * 3
     assert pixels.lay_out(stored_hw, 16, (8, 8)).num_bytes == 2 * 3 * 64 + 2 * (90 + 68)

@@ -92,9 +92,8 @@ class ResidentLoader(PrefetchLoader[_Job]):
 
     def __init__(self, stream: SampleStream, config: Config, *, num_threads: int, device: torch.device) -> None:
         labels = stream.reader.manifest.labels
-        augment = config.augment if stream.training else None
         try:
-            self._pixels = ResidentPixels(stream, config.loader, augment, num_threads=num_threads, device=device)
+            self._pixels = ResidentPixels(stream, config.loader, num_threads=num_threads, device=device)
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
             raise UserError(

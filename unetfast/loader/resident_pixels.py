@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unetfast.config import AugmentConfig, LoaderConfig
+from unetfast.config import LoaderConfig
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError, UserError
-from unetfast.loader.augment import boxes_are_fixed
 from unetfast.loader.pixels import choose_jpeg_reduction, decode_reduced, resize_box
 from unetfast.loader.stream import SampleStream
 
@@ -102,7 +101,6 @@ class ResidentPixels:
     Args:
         stream: of the loader; bad samples are left out of it where `loader.on_bad` is "skip".
         config: decode, on_bad, cache_mib.
-        augment: of the stream; None for a validation pass.
         num_threads: that decode.
         device: where the pixels lie.
 
@@ -121,7 +119,6 @@ class ResidentPixels:
         self,
         stream: SampleStream,
         config: LoaderConfig,
-        augment: AugmentConfig | None,
         *,
         num_threads: int,
         device: torch.device,
@@ -131,7 +128,7 @@ class ResidentPixels:
         stored_hw = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
         # a row that claims more than the manifest's largest sample takes no memory by it; the reader refuses to decode it
         stored_hw = np.minimum(stored_hw, np.array(reader.split.max_hw))
-        fixed_hw = stream.target_hw if boxes_are_fixed(augment) else None
+        fixed_hw = stream.target_hw if stream.boxes_are_fixed else None
         self.layout = lay_out(stored_hw, reader.manifest.mask_bits, fixed_hw)
         self.seconds = 0.0
         self.images, self.masks = self._take_memory(config, device, f"split {reader.name}")
