@@ -1,0 +1,201 @@
+"""How cost grows: opening, order and seek at 10^3 to 10^7 samples, packing more and more, the loader by threads and batch.
+
+    python benchmarks/growth.py
+
+Indexes are synthesised (largeindex.py), each in a process of its own, so that memory is that of one size. What is O(1) shows as
+a column that stays the same. There is no bar here; C7 is measured by seeking.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import material
+import numpy as np
+from apart import Apart
+from largeindex import make_large_index
+from side import read_status_mib
+
+from unetfast.bench.harness import SideError, spread, take_turns
+from unetfast.bench.toyshards import draw_toy
+from unetfast.data.options import PackOptions
+from unetfast.data.pack import pack
+
+_SIZES, _QUICK_SIZES = (10**3, 10**4, 10**5, 10**6, 10**7), (10**3, 10**4)
+_PACKED, _QUICK_PACKED = (176, 704, 2816), (16, 32)  # toy CLEVR frames
+_BATCHES, _QUICK_BATCHES = (1, 4, 16, 64), (1, 4)
+_LOADER_S, _QUICK_LOADER_S = 0.4, 0.05  # of a round of one setting
+_TIMEOUT_S = 120.0
+_ROWS = 1024  # positions looked up at once, as the loader does
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return material.run_program("growth", __doc__, arguments, measure)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure the index at growing sizes, then packing, then the loader."""
+    images = material.make_shards("ade20k", given)
+    sides = measure_indexes(images, given)
+    columns = {"open ms": "open_ms", "1,024 places ms": "order_ms", "first batch ms": "first_batch_ms"}
+    columns |= {"index MiB": "index_mib", "memory MiB": "added_mib"}
+    material.print_sides("index", sides, columns)
+    packing = measure_packing(given)
+    material.print_sides(
+        "packing", packing, {"images/s": "images_per_s", "core-us/image": "core_us_per_image", "MiB": "peak_mib"}
+    )
+    loading = measure_loader(images, given)
+    material.print_sides("loader", loading, {"images/s": "images_per_s", "core-us/image": "core_us_per_image"})
+    return {"data": {"index": images.label, "packing": "toy clevr"}, "sides": sides | packing | loading, "bars": []}
+
+
+def measure_indexes(images: material.Shards, given: argparse.Namespace) -> dict[str, Any]:
+    """Open and seek in indexes of growing size, a process each."""
+    found: dict[str, Any] = {}
+    for size in _QUICK_SIZES if given.quick else _SIZES:
+        name = f"{size:,} samples"
+        with material.folder_in_memory(given.data, size * 100) as folder:
+            shards = make_large_index(images.shards, folder / "shards", size)
+            try:
+                found[name] = Apart(measure_index, (shards, size, given.rounds)).result(_TIMEOUT_S)
+            except SideError as error:
+                found[name] = {"error": str(error)}
+    return found
+
+
+def measure_index(task: tuple[Path, int, int]) -> dict[str, Any]:
+    """Time opening, looking up places, and the first batch after a seek to nine tenths of the samples; in a fresh process."""
+    from seeking import resume, resume_config
+
+    from unetfast.data.reader import open_shards
+    from unetfast.loader.order import Order
+
+    shards, size, num_rounds = task
+    config = resume_config("ade20k")
+    resume(shards, 0, config)  # imports, page cache
+    before_mib = read_status_mib("RssAnon")
+    open_ms, order_ms, batch_ms = [], [], []
+    for _ in range(num_rounds):
+        began_s = time.perf_counter()
+        reader = open_shards(shards).split("train")
+        open_ms.append(1e3 * (time.perf_counter() - began_s))
+        order = Order(size, seed=0)
+        began_s = time.perf_counter()
+        order.locate(np.arange(_ROWS) + size // 2)
+        order_ms.append(1e3 * (time.perf_counter() - began_s))
+        added_mib = read_status_mib("RssAnon") - before_mib
+        reader.close()
+        began_s = time.perf_counter()
+        resume(shards, size * 9 // 10, config)
+        batch_ms.append(1e3 * (time.perf_counter() - began_s))
+    return {
+        "open_ms": spread(open_ms),
+        "order_ms": spread(order_ms),
+        "first_batch_ms": spread(batch_ms),
+        "index_mib": round((shards / "train" / "index.npy").stat().st_size / 2**20, 2),
+        "added_mib": round(added_mib, 1),
+        "host_peak_mib": read_status_mib("VmHWM"),
+    }
+
+
+def measure_packing(given: argparse.Namespace) -> dict[str, Any]:
+    """Pack more and more toy CLEVR frames by one worker, each number in a process of its own."""
+    drawn = draw_toy("clevr", given.data, small=given.quick, seed=given.seed)
+    found: dict[str, Any] = {}
+    for num_frames in _QUICK_PACKED if given.quick else _PACKED:
+        source, linked = link_videos(drawn, given.data / f"{drawn.name}-linked{num_frames}", num_frames)
+        name = f"{linked:,} frames"
+        with material.folder_in_memory(given.data, linked * 200_000) as folder:
+            try:
+                found[name] = Apart(pack_apart, (source, folder / "packed", linked, given.rounds)).result(_TIMEOUT_S)
+            except SideError as error:
+                found[name] = {"error": str(error)}
+    return found
+
+
+def pack_apart(task: tuple[Path, Path, int, int]) -> dict[str, Any]:
+    """Pack a source some times, and tell time and peak memory; in a fresh process."""
+    source, out, num_frames, num_rounds = task
+    took = []
+    for _ in range(num_rounds):
+        run = partial(pack, source, out, dataset="clevr", options=PackOptions(val_fraction=0.0), workers=1)
+        took.append(material.time_call(run))
+        shutil.rmtree(out)
+    return material.sum_up(took, num_frames, 0) | {"peak_mib": read_status_mib("VmHWM")}
+
+
+def link_videos(drawn: Path, out: Path, num_frames: int) -> tuple[Path, int]:
+    """Link a toy set's videos under new numbers until they hold `num_frames`; returns the folder and its frames."""
+    videos = sorted(drawn.rglob("video_*"))
+    frames = len(list(videos[0].glob("*.png")))
+    count = -(-num_frames // frames)
+    if not out.is_dir():
+        work = out.with_name(f"{out.name}.new")
+        shutil.rmtree(work, ignore_errors=True)
+        for number in range(count):
+            video = videos[number % len(videos)]
+            target = work / video.parent.relative_to(drawn) / f"video_{number}"
+            target.mkdir(parents=True)
+            for file in video.iterdir():
+                os.link(file, target / file.name)
+        work.rename(out)
+    return out, count * frames
+
+
+def measure_loader(images: material.Shards, given: argparse.Namespace) -> dict[str, Any]:
+    """Take batches of growing size by one thread and by two, in turn."""
+    import torch
+    from seeking import resume_config
+
+    from unetfast.data.reader import open_shards
+    from unetfast.loader.build import build_loader
+
+    seconds = _QUICK_LOADER_S if given.quick else _LOADER_S
+    with open_shards(images.shards).split("train") as reader:
+        loaders = {}
+        for threads in (1, 2):
+            for batch_size in _QUICK_BATCHES if given.quick else _BATCHES:
+                config = resume_config("ade20k")
+                section = config.loader.model_copy(update={"threads": threads, "size_hw": (256, 256), "batch_size": batch_size})
+                config = config.model_copy(update={"loader": section})
+                name = f"{threads} threads, batch {batch_size}"
+                loaders[name] = build_loader(reader, config, training=True, device=torch.device("cpu"))
+        turns = {name: partial(_take_batches, loader, seconds) for name, loader in loaders.items()}
+        took = take_turns(turns, given.rounds)
+        for loader in loaders.values():
+            loader.close()
+    return {
+        name: {
+            "images_per_s": spread([count / one.wall_s for one, count in rounds]),
+            "core_us_per_image": spread([1e6 * one.core_s / count for one, count in rounds]),
+        }
+        for name, rounds in took.items()
+    }
+
+
+def _take_batches(loader: Any, seconds: float) -> tuple[material.Took, int]:
+    """Take batches for some time, then wait for those that are made ahead, so that none of them falls to another's round."""
+    batches = iter(loader)
+    count = 0
+
+    def run() -> None:
+        nonlocal count
+        end_s = time.perf_counter() + seconds
+        while time.perf_counter() < end_s:
+            count += len(next(batches).sample_ids)
+
+    took = material.time_call(run)
+    while not all(job.is_loaded for job in loader._jobs):
+        time.sleep(0.001)
+    return took, count
+
+
+if __name__ == "__main__":
+    sys.exit(main())

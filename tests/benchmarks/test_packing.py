@@ -1,0 +1,79 @@
+"""The packing benchmark: every writer writes the same members, and its two packings are the same bytes."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import material
+import packing
+import pytest
+from peers import writers
+from runs import run_quick
+
+from unetfast.bench.toyshards import make_toy_shards
+from unetfast.errors import UserError
+
+
+def test_writers_and_workers_are_measured(
+    toy_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    record, text = run_quick(packing, toy_root, capsys, monkeypatch, rounds=1)
+    assert [bar["bar"] for bar in record["bars"]] == ["C1", "C2"]
+    ours = record["sides"]["toy ade20k: unetfast ShardWriter"]
+    facts = record["data"]["toy ade20k"]
+    assert ours["bytes_per_image"] > facts["mean_bytes"]
+    assert ours["images_per_s"]["median"] > 0
+    packed = record["data"]["toy carvana, packed"]
+    assert packed["identical"]
+    assert packed["files_compared"] >= 4  # a tar, its .idx, index, presence, manifest
+    assert "ffcv" in record["missing"]["ffcv DatasetWriter"]
+    assert "webdataset TarWriter" in text
+
+
+@pytest.mark.parametrize("name", ["tarfile", "webdataset TarWriter", "webdataset ShardWriter"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_peer_writes_all_members(name: str, toy_root: Path, tmp_path: Path) -> None:
+    if name.startswith("webdataset"):
+        pytest.importorskip("webdataset")
+    samples = material.read_samples(make_toy_shards("clevr", toy_root, small=True).shards, 20)
+    writers.WRITERS[name](samples, tmp_path)
+    found = {}
+    for path in sorted(tmp_path.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    expected = [member for sample in samples for member in writers.members(sample).items()]
+    assert found == dict(expected)
+    assert writers.count_bytes(tmp_path) > sum(len(data) for _, data in expected)
+
+
+def test_a_difference_between_two_packings_is_seen(tmp_path: Path) -> None:
+    for name, content in (("one", b"a"), ("two", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "000000.tar").write_bytes(content)
+        (tmp_path / name / "pack.log").write_bytes(name.encode())
+    one, two = (packing.digest_files(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() == {"000000.tar"}
+    assert one != two
+
+
+def test_samples_come_again_under_other_keys(toy_root: Path) -> None:
+    shards = make_toy_shards("clevr", toy_root, small=True).shards
+    once, often = material.read_samples(shards), material.read_samples(shards, 50)
+    assert len({sample.key for sample in often}) == len(often) == 50
+    assert often[len(once)].image == once[0].image
+
+
+def test_a_side_that_fails_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: object) -> dict[str, object]:
+        return {"data": {}, "sides": {"a": {"error": "KeyError: gone"}}, "bars": []}
+
+    def refuse(_: object) -> dict[str, object]:
+        raise UserError("no such thing")
+
+    assert material.run_program("x", "Doc.", ["--quick"], fail) == 1
+    assert material.run_program("x", "Doc.", ["--quick"], refuse) == 2
+    assert "error: no such thing" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--real .*nowhere: no such folder"):
+        material.find_real(tmp_path / "nowhere")
