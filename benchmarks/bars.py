@@ -260,7 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     for program in programs:
         if not program.bars and outcomes[program.name].record is not None:
             print(f"== {program.name}.py\n{outcomes[program.name].told}\n")
-    print(format_bars(bars))
+    if bars:
+        print(format_bars(bars))
     for name, one in outcomes.items():
         if one.error:
             print(f"{name}.py failed: {one.error}")

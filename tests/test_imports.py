@@ -78,6 +78,8 @@ def test_mistakes_are_said_before_torch_is_imported(tmp_path: Path, shards: str)
         ["report", nowhere],
         ["compare", nowhere, f"{nowhere}2"],
         ["inspect", nowhere],
+        ["bench", "model", "--shards", nowhere],
+        ["bench", "--shards", shards, "--compare", nowhere],
         ["shard", "--src", nowhere, "--out", str(tmp_path / "out")],
     ]
     for arguments, code, heavy, said in run_in_turn(*commands):
