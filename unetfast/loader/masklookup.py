@@ -9,6 +9,7 @@ Axis letters: H height, W width, B bytes of a row.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,44 +67,51 @@ def gather_mask(
         is_packed: whether `stored` holds bits.
     """
     (x_by_x, x_by_y, x_shift), (y_by_x, y_by_y, y_shift) = matrix.tolist()
-    top, left, bottom, right = (int(edge) for edge in crop_yxyx)
+    top, left, bottom, right = box = tuple(int(edge) for edge in crop_yxyx)
     height, width = out_HW.shape
     if x_by_y == 0 and y_by_x == 0:
         rows, columns = _places(height, y_by_y, y_shift), _places(width, x_by_x, x_shift)
-        _gather_upright(stored, rows, columns, (top, left, bottom, right), ignore_index, out_HW, is_packed)
+        _gather_upright(stored, rows, columns, box, ignore_index, out_HW, is_packed)
         return
-    by_row = np.empty((height, 2))
-    by_column = np.empty((width, 2))
-    x_centres, y_centres = np.arange(width) + 0.5, np.arange(height) + 0.5
-    by_row[:, 0], by_column[:, 0] = y_centres * x_by_y + (x_shift - left), x_centres * x_by_x
-    by_row[:, 1], by_column[:, 1] = y_centres * y_by_y + (y_shift - top), x_centres * y_by_x
-    size_hw = (bottom - top, right - left)
-    if is_packed and math.prod(size_hw) < _UNPACK_BELOW * out_HW.size:
-        first_byte = left // 8
-        stored = np.unpackbits(stored[:, first_byte : -(-right // 8)], axis=1)
-        left, right, is_packed = left - 8 * first_byte, right - 8 * first_byte, False
-    if max(size_hw) > _MAX_PLACE or not _fit_map(by_row, by_column):
-        ids_HW = np.unpackbits(stored, axis=1, count=right) if is_packed else stored
-        _gather_far(ids_HW[top:bottom, left:right], by_row, by_column, ignore_index, out_HW)
-        return
-    places = _find_places(by_row, by_column)
+    # what rows and columns give, inside the factors of the product that adds them
+    row_factor, column_factor = np.ones((height, 3)), np.zeros((3, width, 2))
+    by_row, by_column = row_factor[:, :2], column_factor[2]
+    by_row[:, 0], by_column[:, 0] = _centres(height) * x_by_y + (x_shift - left), _centres(width) * x_by_x
+    by_row[:, 1], by_column[:, 1] = _centres(height) * y_by_y + (y_shift - top), _centres(width) * y_by_x
+    fits = max(bottom - top, right - left) <= _MAX_PLACE and _fit_map(by_row, by_column)
     if is_packed:
-        first_byte, past_byte = left // 8, -(-right // 8)
-        _gather_bits(stored[top:bottom, first_byte:past_byte], places, left % 8, size_hw, ignore_index, out_HW)
+        bits_HB, first_bit = stored[top:bottom, left // 8 : -(-right // 8)], left % 8
+        size_hw = (bottom - top, right - left)
+        if fits and math.prod(size_hw) >= _UNPACK_BELOW * out_HW.size:
+            _gather_bits(bits_HB, _find_places(row_factor, column_factor), first_bit, size_hw, ignore_index, out_HW)
+            return
+        ids_HW = np.unpackbits(bits_HB, axis=1)[:, first_bit : first_bit + right - left]
     else:
-        _remap(stored[top:bottom, left:right], places, ignore_index, out_HW)
+        ids_HW = stored[top:bottom, left:right]
+    if fits:
+        _remap(ids_HW, _find_places(row_factor, column_factor), ignore_index, out_HW)
+    else:
+        _gather_far(ids_HW, by_row, by_column, ignore_index, out_HW)
 
 
 def _places(count: int, by_place: float, shift: float) -> np.ndarray:
     """Find the stored row (or column) of each target row (or column), int64, (count,)."""
-    return np.asarray(np.floor((np.arange(count) + 0.5) * by_place + shift), dtype=np.int64)
+    return np.asarray(np.floor(_centres(count) * by_place + shift), dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _centres(count: int) -> np.ndarray:
+    """Return 0.5, 1.5, ..., read-only, float64, (count,)."""
+    centres = np.arange(count) + 0.5
+    centres.flags.writeable = False
+    return centres
 
 
 def _gather_upright(
     stored: np.ndarray,
     rows: np.ndarray,
     columns: np.ndarray,
-    crop_yxyx: tuple[int, int, int, int],
+    crop_yxyx: tuple[int, ...],
     ignore_index: int,
     out_HW: np.ndarray,
     is_packed: bool,
@@ -144,20 +152,20 @@ def _fit_map(by_row: np.ndarray, by_column: np.ndarray) -> bool:
     return all(abs(row[axis] + column[axis]) < _MAX_PLACE for row in rows for column in columns for axis in (0, 1))
 
 
-def _find_places(by_row: np.ndarray, by_column: np.ndarray) -> np.ndarray:
+def _find_places(row_factor: np.ndarray, column_factor: np.ndarray) -> np.ndarray:
     """Floor all sums of a row's and a column's part: x, y, int16, (H, W, 2); valid until this thread's next call.
 
     The sums are a matrix product with ones and zeros beside them: every product is exact and one addition rounds, as in a plain
     sum, but it takes a third of the time in which numpy adds rows and columns.
+
+    Args:
+        row_factor: x, y of each row's part, and 1, float64, (H, 3).
+        column_factor: 0 twice, then x and y of each column's part, float64, (3, W, 2); changed.
     """
-    height, width = len(by_row), len(by_column)
-    left = np.ones((height, 3))
-    left[:, :2] = by_row
-    right = np.zeros((3, width, 2))
-    right[0, :, 0] = right[1, :, 1] = 1.0
-    right[2] = by_column
+    height, width = len(row_factor), column_factor.shape[1]
+    column_factor[0, :, 0] = column_factor[1, :, 1] = 1.0
     positions = scratch_array("positions", (height, 2 * width), np.float64)
-    cv2.gemm(left, right.reshape(3, -1), 1.0, _NOTHING, 0.0, dst=positions)
+    cv2.gemm(row_factor, column_factor.reshape(3, -1), 1.0, _NOTHING, 0.0, dst=positions)
     places = scratch_array("places", (height, width, 2), np.int16)
     np.copyto(places.reshape(height, -1), np.floor(positions, out=positions), casting="unsafe")
     return places
