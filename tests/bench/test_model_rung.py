@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from unetfast.bench import model as model_module
+from unetfast.bench.command import BenchRequest, run_bench
 from unetfast.bench.machine import Machine
 from unetfast.bench.model import ModelRung, judge_step, measure_model, repeat_batch
 from unetfast.train.run import Run
@@ -94,3 +98,18 @@ def test_untraced_rung_tells_only_its_steps(build_small_run: BuildRun) -> None:
     rung.run_round()
     assert rung.name == "without bf16"
     assert "machine" not in rung.describe()
+
+
+def test_command_shows_levels_of_the_model_rung(car_shards: Path, tmp_path: Path, one_thread: None) -> None:
+    settings = ("model.base_channels=4", "model.depth=2", "loader.size_hw=[32,48]", "train.device=cpu")
+    shown = io.StringIO()
+    asked = BenchRequest("model", car_shards, None, tmp_path, overrides=settings, rounds=1, seconds=0.01)
+    record = run_bench(asked, console=Console(file=io.StringIO()), stdout=shown)
+    lines = shown.getvalue().splitlines()
+    assert [level["level_hw"] for level in record["rungs"]["model"]["facts"]["roofline"]["levels"]] == [
+        [32, 48],
+        [16, 24],
+        [8, 12],
+        None,
+    ]
+    assert [line.split()[0] for line in lines[-5:]] == ["level", "32x48", "16x24", "8x12", "weights"]

@@ -124,6 +124,11 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     _measure(asked, data, config, record, console)
     record["verdict"] = judge(record["rungs"])
     print(format_rungs(record["rungs"], record["verdict"]), file=out, flush=True)
+    roofline = record["rungs"].get("model", {}).get("facts", {}).get("roofline")
+    if roofline and (asked.rung == "model" or asked.profile):
+        from unetfast.bench.roofline import format_roofline
+
+        print(f"\n{format_roofline(roofline)}", file=out, flush=True)
     if "profile" in record:
         from unetfast.bench.profile import format_profile
 
