@@ -21,6 +21,7 @@ from loader_faults import write_bad
 from loader_shards import MadeSample, make_labels, make_sample, write_shards
 
 from unetfast.config import build_config
+from unetfast.data.pack import pack
 from unetfast.data.reader import open_shards
 from unetfast.errors import CorruptShardError, UserError
 from unetfast.loader.augment import boxes_are_fixed, draw_augmentation
@@ -137,6 +138,15 @@ def test_pixels_are_what_the_reference_says(make_both: MakeBoth, few: list[MadeS
         assert np.array_equal(batch.mask[row].numpy(), reference.render_mask(one.mask, numbers, row, SIZE_HW, 255))
         image = reference.render_image(one.image, numbers, row, SIZE_HW, "cpu")
         assert reference.psnr(batch.image[row].permute(1, 2, 0).numpy(), image) >= 45, one.sample.source_path
+
+
+@pytest.mark.real
+def test_real_files_are_within_a_level(make_both: MakeBoth, real_data: Path, tmp_path: Path) -> None:
+    pack(real_data / "ade20k", tmp_path / "shards", dataset="ade20k", workers=1)
+    for augment in ({**FLIPS, "rotation": {"prob": 1.0}}, {"crop": {"prob": 1.0, "size_hw": [40, 60]}}):
+        found, expected = (keep(loader, 1)[0] for loader in make_both(augment, shards=tmp_path / "shards", batch_size=2))
+        assert torch.equal(found.mask, expected.mask)
+        assert (found.image.int() - expected.image.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("decode", ["exact", "fast", "full"])
