@@ -102,12 +102,16 @@ def draw_roofline(record: Mapping[str, Any]) -> Figure:
 
 
 def _draw_roof(axes: Axes, facts: Mapping[str, Any]) -> None:
-    """Draw operations that count FLOPs at their intensity and the rate that their bound allows; areas are least times."""
+    """Draw operations that count FLOPs at their intensity and the rate that they reach (untimed: that their bound allows)."""
     roofline = facts["roofline"]
     counted = f"{roofline['counted']}_mib"
     rate, bytes_per_us = facts["matrix_tflop_per_s"], facts["bandwidth_gb_per_s"] / 1000  # TFLOP/s; TB/s = FLOP/byte to TFLOP/s
     layers = [layer for layer in roofline["layers"] if layer["gflop"] > 0 and layer[counted] > 0 and layer["bound_ms"] > 0]
-    spots = [(1e9 * layer["gflop"] / (layer[counted] * 2**20), layer["gflop"] / layer["bound_ms"], layer) for layer in layers]
+    timed = all(layer.get("measured_ms") for layer in layers)
+    spots = [
+        (1e9 * layer["gflop"] / (layer[counted] * 2**20), layer["gflop"] / layer["measured_ms" if timed else "bound_ms"], layer)
+        for layer in layers
+    ]
     total_mib, total_gflop = (sum(layer[key] for layer in roofline["layers"]) for key in (counted, "gflop"))
     whole = (1e9 * total_gflop / (total_mib * 2**20), total_gflop / facts["step_ms"]["median"])
     ends = [min(whole[0], *(spot[0] for spot in spots)) / 3, max(whole[0], *(spot[0] for spot in spots)) * 3]
@@ -118,7 +122,7 @@ def _draw_roof(axes: Axes, facts: Mapping[str, Any]) -> None:
     seen: set[str] = set()
     for intensity, attainable, layer in spots:
         kind = layer["kind"] if layer["kind"] in _KINDS else ""
-        label = (kind or "other") if kind not in seen else None
+        label = f"{kind or 'other'}, {'as timed' if timed else 'at its bound'}" if kind not in seen else None
         seen.add(kind)
         area = 15 + 180 * layer["bound_ms"] / longest_ms
         axes.scatter([intensity], [attainable], s=area, marker=_KINDS[kind], color=LIGHT, edgecolors=DARK, label=label)
@@ -137,21 +141,23 @@ def _draw_roof(axes: Axes, facts: Mapping[str, Any]) -> None:
 
 
 def _draw_levels(axes: Axes, facts: Mapping[str, Any]) -> None:
-    """Draw the least time of each size of feature maps, split into arithmetic and memory, and what the step takes beyond."""
+    """Draw the least time of each size of feature maps, split into arithmetic and memory, beside what it takes."""
     least: dict[str, float] = defaultdict(float)
-    names = []
-    for level in facts["roofline"]["levels"]:
+    levels = facts["roofline"]["levels"]
+    timed = all(level.get("measured_ms") for level in levels)
+    for level in levels:
         name = "weights" if level["level_hw"] is None else "x".join(map(str, level["level_hw"]))
-        names.append(name)
+        if timed:
+            label = None if least else "timed, each operation by itself"
+            axes.barh(name, level["measured_ms"], height=0.9, color="none", edgecolor=MIDDLE, linewidth=1.2, label=label)
         memory_ms = level["memory_bound_ms"]
         arithmetic_ms = level["bound_ms"] - memory_ms
-        axes.barh(name, arithmetic_ms, color=DARK, label=None if least else "bound by arithmetic")
-        axes.barh(
-            name, memory_ms, left=arithmetic_ms, color=LIGHT, edgecolor=DARK, hatch="//", label=None if least else "by memory"
-        )
+        axes.barh(name, arithmetic_ms, height=0.6, color=DARK, label=None if least else "least, bound by arithmetic")
+        style: dict[str, Any] = {"left": arithmetic_ms, "height": 0.6, "color": LIGHT, "edgecolor": DARK, "hatch": "//"}
+        axes.barh(name, memory_ms, label=None if least else "least, bound by memory", **style)
         least[name] = level["bound_ms"]
     rest_ms = facts["step_ms"]["median"] - sum(least.values())
-    if rest_ms > 0:
+    if rest_ms > 0 and not timed:
         axes.barh("beyond", rest_ms, color=MIDDLE, label="beyond the limits")
     axes.invert_yaxis()
     axes.set_title(f"least time by level, of a step of {facts['step_ms']['median']:.4g} ms", fontsize=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def test_the_roofline_puts_operations_under_the_roof_and_the_step_where_it_was_m
     widths = [round(float(one.get_width()), 6) for one in levels.patches]  # type: ignore[attr-defined]
     assert widths == [15, 10, 0, 5, 70]
     assert levels.get_xlabel() == "ms of a step"
+
+
+def test_operations_that_were_timed_stand_at_the_rate_that_they_reached() -> None:
+    timed = copy.deepcopy(MODEL)
+    roofline = timed["rungs"]["model"]["facts"]["roofline"]
+    for row in (*roofline["layers"], *roofline["levels"]):
+        row["measured_ms"] = 2 * row["bound_ms"]
+    (at_bound, _), (as_timed, levels) = (plots.draw_roofline(record).axes for record in (MODEL, timed))
+    rates = [float(np.asarray(axes.collections[0].get_offsets())[0, 1]) for axes in (at_bound, as_timed)]
+    assert rates == [2.0, 1.0]
+    widths = [round(float(one.get_width()), 6) for one in levels.patches]  # type: ignore[attr-defined]
+    assert widths == [50, 15, 10, 10, 0, 5]
 
 
 def test_what_cannot_be_drawn_says_why() -> None:
