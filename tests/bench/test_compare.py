@@ -56,7 +56,9 @@ def record(**rungs: list[float]) -> dict[str, Any]:
         ([100, 80, 120, 90, 110], [105, 125, 85, 95, 115], UNKNOWN),  # ranges overlap widely
         ([100, 100.1, 100.2, 100.1], [101, 101.1, 101.2, 101.1], SAME_SPEED),  # apart, but by a hair
         ([100, 101, 102], [200, 201, 202], UNKNOWN),  # three rounds lie apart by chance once in ten
-        ([100, 101, 102, 103], [104, 108, 112, 116], FASTER),
+        ([100, 101, 102, 103], [112, 114, 116, 118], FASTER),
+        ([54, 65, 80, 90], [32, 40, 47, 50], UNKNOWN),  # apart, but each moves by as much among its own rounds
+        ([54, 65, 80, 90], [210, 240, 260, 280], FASTER),  # far more than that
     ],
 )
 def test_a_verdict_respects_the_spread(old: list[float], new: list[float], verdict: str) -> None:
@@ -103,8 +105,8 @@ def test_the_table_shows_both_sides_and_a_conclusion() -> None:
     assert lines[0] == "against old.json (2026-01-01T00:00:00+00:00, revision abc)"
     assert "1.50 (1.50..1.50)  faster" in next(line for line in lines if line.startswith("loader"))
     assert (
-        lines[-1]
-        == "verdict  faster: loader; cannot tell: model (rounds overlap; run both on a quiet machine, with more --rounds)"
+        lines[-1] == "verdict  faster: loader; cannot tell: model (rounds differ too much among themselves; "
+        "run both on a quiet machine, with longer --seconds)"
     )
 
 

@@ -1,7 +1,8 @@
 """A record of `unetfast bench` against an earlier one: what got faster, what slower, and what the rounds cannot tell.
 
 Two medians always differ. A rung counts as faster or slower only where no round of the one record lies among the rounds of the
-other, and as the same only where even the farthest rounds are near; anything between says that it cannot be told.
+other and the medians are farther apart than the rounds of either record among themselves (a machine that others disturb moves
+that much by itself); as the same only where even the farthest rounds are near. Of anything between it says that it cannot tell.
 """
 
 from __future__ import annotations
@@ -79,9 +80,11 @@ def judge_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
     """Judge one figure, of which more is better, by the ranges of its rounds; each as `harness.spread`."""
     ratio, low, high = new["median"] / old["median"], new["min"] / old["max"], new["max"] / old["min"]
     few = min(len(old["rounds"]), len(new["rounds"])) < MIN_ROUNDS
+    change = 1 - min(ratio, 1 / ratio)
+    noise = max((one["max"] - one["min"]) / one["median"] for one in (old, new))
     if few:
         verdict = UNKNOWN
-    elif (low > 1 or high < 1) and abs(ratio - 1) >= LEAST_CHANGE:
+    elif (low > 1 or high < 1) and change >= max(LEAST_CHANGE, noise):
         verdict = FASTER if low > 1 else SLOWER
     elif low >= 1 - SAME and high <= 1 + SAME:
         verdict = SAME_SPEED
@@ -125,7 +128,7 @@ def _conclude(comparison: Mapping[str, Any]) -> str:
     if any(change["few_rounds"] for change in changes.values()):
         text += f" (a record has fewer than {MIN_ROUNDS} rounds; take --rounds {MIN_ROUNDS} or more)"
     elif any(change["verdict"] == UNKNOWN for change in changes.values()):
-        text += " (rounds overlap; run both on a quiet machine, with more --rounds)"
+        text += " (rounds differ too much among themselves; run both on a quiet machine, with longer --seconds)"
     return text if comparison["comparable"] else f"not comparable, machine or data differ; as it stands, {text}"
 
 
