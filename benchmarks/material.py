@@ -107,7 +107,9 @@ def run_program(
         return 2
     for bar in measured["bars"]:
         print(format_bar(bar))
-    command = sys.argv[1:] if arguments is None else arguments
+    # places of this machine say nothing to others who read the record
+    words = sys.argv[1:] if arguments is None else arguments
+    command = [Path(word).name if Path(word).is_absolute() else word for word in words]
     record = {"benchmark": name, "command": command, "environment": describe_environment()} | measured
     finish({**record, "rounds": given.rounds, "quick": given.quick, "seed": given.seed}, given.json)
     return 1 if any("error" in side for side in measured["sides"].values()) else 0

@@ -24,6 +24,7 @@ def run_quick(
     assert json.loads(out.read_text()) == record
     assert record["benchmark"] == program.__name__
     assert record["rounds"] == rounds
+    assert str(toy_root) not in text  # records hold no places of this machine
     assert record["environment"]["git_revision"]
     for bar in record["bars"]:
         assert bar["verdict"] in ("pass", "short")  # none is missing

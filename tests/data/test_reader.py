@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -237,6 +238,19 @@ def test_closed_readers_hold_no_files(folder: Path) -> None:
     assert not any(str(folder) in name for name in open_files())
     with pytest.raises(ValueError, match="closed"):
         reader.read_image(0)
+
+
+def test_more_shards_than_open_files_are_read(train: SplitReader) -> None:
+    """The soft limit is raised once it is met; the hard one is told."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        assert train.read_image(0)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_newer_and_broken_manifests(folder: Path) -> None:

@@ -7,11 +7,14 @@ member against its hash.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import resource
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -296,7 +299,7 @@ class SplitReader:
             if self._descriptors[shard] >= 0:
                 return self._descriptors[shard]
             try:
-                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                descriptor = _open_file(path)
             except OSError as error:
                 raise CorruptShardError(str(path), f"cannot be opened ({error.strerror})") from None
             size = os.fstat(descriptor).st_size
@@ -340,3 +343,20 @@ class SplitReader:
 def _name(who: tuple[int, str]) -> str:
     sample, member = who
     return f"sample {sample} ({member})" if member else f"sample {sample}"
+
+
+def _open_file(path: Path) -> int:
+    """Open a file to read; where the process may have no more, it asks for as many as the system allows it.
+
+    A data set of 10^6 images has more shards than the 1,024 files that a process usually may open.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if error.errno != errno.EMFILE or soft == hard:
+            raise
+    with suppress(ValueError, OSError):  # macOS takes no limit that it calls endless
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return os.open(path, flags)
