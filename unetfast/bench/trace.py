@@ -153,32 +153,31 @@ def trace_step(run: Run, batch: Batch) -> StepTrace:
         NotTraceableError: memory runs out, as it may where a compiled step just fits.
     """
     plain = replace(run, network=copy.copy(run.model))  # the same layers and weights; a copy is not compiled
-    weight_shapes = {parameter.shape for parameter in run.model.parameters()}
     took: list[list[float]] = []
     for _ in range(_REPEATS):
-        recorder, counter = _Recorder(plain, weight_shapes, batch), FlopCounterMode(display=False)
+        recorder, counter = _Recorder(plain, batch), FlopCounterMode(display=False)
         begin_step(run)
-        try:
-            with recorder, counter:
-                loss, confusion_KK = compute_gradients(plain, batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            problem = f"out of memory on {run.device} where a step runs uncompiled"
-        else:
-            update_s = _time_update(run, batch, loss, confusion_KK)
-            took.append([*recorder.seconds, update_s])
-            continue
-        # outside of `except`: the error's traceback holds the activations of the pass that failed
-        run.optimizer.zero_grad(set_to_none=True)
-        free_memory(run.device)
-        raise NotTraceableError(problem)
+        loss, confusion_KK = _record(plain, batch, recorder, counter)
+        took.append([*recorder.seconds, _time_update(run, batch, loss, confusion_KK)])
     # kernels may be chosen by values, and a step may so have other operations than the one before
     same = [times for times in took if len(times) == len(took[-1])]
     updates = tuple(_trace_update(run))
     seconds = [statistics.median(times) for times in zip(*same, strict=True)] + [0.0] * (len(updates) - 1)
     forward_flop = sum(op.flop for op in recorder.ops if not op.backward)
     return StepTrace((*recorder.ops, *updates), tuple(seconds), counter.get_total_flops(), forward_flop, len(batch.sample_ids))
+
+
+def _record(run: Run, batch: Batch, recorder: _Recorder, counter: FlopCounterMode) -> tuple[Tensor, Tensor]:
+    try:
+        with recorder, counter:
+            return compute_gradients(run, batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # outside of `except`: the error's traceback holds the activations of the pass that failed
+    run.optimizer.zero_grad(set_to_none=True)
+    free_memory(run.device)
+    raise NotTraceableError(f"out of memory on {run.device} where a step runs uncompiled")
 
 
 def _time_update(run: Run, batch: Batch, loss: Tensor, confusion_KK: Tensor) -> float:
@@ -217,18 +216,17 @@ class _Recorder(TorchDispatchMode):
 
     Args:
         run: whose step is seen.
-        weight_shapes: of its parameters: a tensor of such a shape is no feature map.
         batch: of the step.
     """
 
-    def __init__(self, run: Run, weight_shapes: set[torch.Size], batch: Batch) -> None:
+    def __init__(self, run: Run, batch: Batch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.seconds: list[float] = []
         self._device = run.device
         # class name of an outermost module -> what paths in it begin with
         self._roots = {type(run.model).__name__: "", type(run.loss).__name__: "loss"}
-        self._weight_shapes = weight_shapes
+        self._weight_shapes = {weight.shape for weight in run.model.parameters()}  # a tensor of such a shape is no feature map
         height, width = batch.mask_NHW.shape[-2:]
         self._image_hw = (int(height), int(width))
         self._modules = ModuleTracker()
