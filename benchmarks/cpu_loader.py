@@ -103,12 +103,12 @@ C4 = Group(
         SideKind("ours exact", "ours_loader", "shards"),
         SideKind("webdataset + Pillow", "peers.wds_pillow", "wds"),
         SideKind("DALI CPU antialiased", "peers.dali_cpu", "png"),
-        SideKind("torchvision, image alone", "peers.torchvision_loader", "files"),
+        SideKind("torchvision (image alone)", "peers.torchvision_loader", "files"),
         SideKind("streaming + Pillow", "peers.streaming_loader", "mds", extra=True),
         SideKind("litdata + Pillow", "peers.litdata_loader", "litdata", extra=True),
         SideKind("ours by DALI CPU", "ours_loader", "shards", ("loader.backend=dali",), extra=True),
         SideKind(
-            "ours, crops and flips",
+            "ours with crops and flips",
             "ours_loader",
             "shards",
             ("augment.hflip.prob=0.5", "augment.resized_crop.prob=0.5"),
@@ -118,7 +118,7 @@ C4 = Group(
     (
         BarKind("ours exact", "webdataset + Pillow", 3, 5, 50),
         BarKind("ours exact", "DALI CPU antialiased", 1.8, 3, 50),
-        BarKind("ours exact", "torchvision, image alone", 1.3, 2, 50),
+        BarKind("ours exact", "torchvision (image alone)", 1.3, 2, 50),
     ),
 )
 C5 = Group(

@@ -59,7 +59,7 @@ def plan(bar: str, name: str, data: loader_data.LoaderData) -> LoaderTask:
 QUALITY = [
     ("C4", "ours exact", 50, 0.0),
     ("C4", "webdataset + Pillow", 50, 0.0),
-    ("C4", "torchvision, image alone", 50, None),
+    ("C4", "torchvision (image alone)", 50, None),
     ("C5", "ours exact", 50, 0.0),
     ("C5", "ours packed at size", 50, 0.0),
     ("C5", "milesial at half size", 30, 0.0),
@@ -102,7 +102,7 @@ def test_plain_and_turned_pixels_of_r1(stores: dict[str, loader_data.LoaderData]
 
 
 @pytest.mark.parametrize(
-    ("bar", "name"), [("C4", "webdataset + Pillow"), ("C4", "torchvision, image alone"), ("C5", "ours fast")]
+    ("bar", "name"), [("C4", "webdataset + Pillow"), ("C4", "torchvision (image alone)"), ("C5", "ours fast")]
 )
 def test_streams_never_end(bar: str, name: str, stores: dict[str, loader_data.LoaderData]) -> None:
     task = plan(bar, name, stores[cpu_loader.GROUPS[bar].dataset])
@@ -202,6 +202,14 @@ def test_groups_by_name() -> None:
             choose(name, has_real=True, quick=False)
     with pytest.raises(UserError, match="no real sample files"):
         choose("C4:real", has_real=False, quick=False)
+
+
+def test_sides_can_be_named_in_a_list() -> None:
+    names = [kind.name for group in cpu_loader.GROUPS.values() for kind in group.sides]
+    assert not [name for name in names if "," in name]
+    assert {name for group in cpu_loader.GROUPS.values() for kind in group.bars for name in (kind.ours, kind.peer)} <= set(
+        names
+    )
 
 
 def test_mistakes_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
