@@ -64,8 +64,9 @@ def build_net_side(spec: NetSpec) -> BuiltSide:
     work, facts = _build_ours(spec, stack) if spec.side in OURS else _build_peer(spec)
     image_NCHW = torch.empty(spec.batch_size, 0)
     results, flop = _warm_up(work, counted=spec.side != "ours-compiled")
-    facts |= {"threads": torch.get_num_threads(), "gflop_per_image": flop and round(flop / spec.batch_size / 1e9, 3)}
-    facts |= {"losses": [round(float(result), 5) for result in results]} if spec.trains else {}
+    facts |= {"threads": torch.get_num_threads(), "gflop_per_image": flop and float(f"{flop / spec.batch_size / 1e9:.4g}")}
+    if spec.trains:
+        facts["losses"] = [round(float(result), 5) for result in results]
 
     def batches() -> Iterator[tuple[Any, ...]]:
         while True:
@@ -100,6 +101,24 @@ def _build_peer(spec: NetSpec) -> tuple[Callable[[], Any], dict[str, Any]]:
     return torch.no_grad()(peer.score), peer.facts
 
 
+def _build_prediction(run: Any, image_NCHW: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Save the run's checkpoint and load it as `unetfast predict` does."""
+    import torch
+
+    from unetfast.infer.load import load_model
+    from unetfast.train.setup import count_parameters
+
+    run.save(run.folder.last, 0)
+    trained = load_model(run.folder.last, device="cpu", folded=True)
+
+    def score() -> Any:
+        with torch.no_grad(), trained.amp.autocast(trained.device):
+            return trained.model(image_NCHW)
+
+    what = f"unetfast predict, {trained.amp.name} ({trained.amp.reason}), eager, batch norm folded"
+    return score, {"what": what, "amp": trained.amp.name, "parameters": count_parameters(run.model)}
+
+
 def _read_batch(spec: NetSpec) -> tuple[Any, Any]:
     """Take the first training batch without a run, which would set up this process as ours."""
     import torch
@@ -123,6 +142,8 @@ def _build_ours(spec: NetSpec, stack: ExitStack) -> tuple[Callable[[], Any], dic
 
     run = _build_run(spec, OURS[spec.side], stack)
     batch = next(repeat_batch(next(iter(run.loader))))
+    if not spec.trains:
+        return _build_prediction(run, batch.image_NCHW)
     what = f"unetfast, {run.amp.name} ({run.amp.reason}), {'compiled' if run.compiled else 'eager'}"
     facts = {"what": what, "amp": run.amp.name, "parameters": count_parameters(run.model)}
 

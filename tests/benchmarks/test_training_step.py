@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import inference
 import pytest
 import stepside
 import torch
@@ -75,6 +76,23 @@ def test_a_side_trains_the_batch_that_all_get(side: str, toy_root: Path) -> None
         assert len(next(built.batches)[0]) == 2
     finally:
         built.close()
+
+
+def test_prediction_is_scored_by_the_loaded_checkpoint(toy_root: Path) -> None:
+    spec = stepside.NetSpec("ours", toy_shards(toy_root), 2, 2, (32, 48), seed=0, threads=1, trains=False)
+    built = stepside.build_net_side(spec)
+    try:
+        assert "batch norm folded" in built.facts["what"]
+        assert "losses" not in built.facts
+        assert built.facts["gflop_per_image"] == pytest.approx(0.0071 / 3, rel=0.15)
+    finally:
+        built.close()
+
+
+def test_inference_ratios_are_of_the_same_round() -> None:
+    ratios = inference.compare(figures([4.0, 6.0, 5.0]))
+    assert ratios["ours"]["rounds"] == [4.0, 3.0, 5.0]
+    assert inference.compare({"ours": {}}) == {}
 
 
 def toy_shards(root: Path) -> Path:

@@ -148,7 +148,7 @@ def predict(
         raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, at least 1")
     inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     images = list_images([Path(path) for path in inputs], out)
-    trained = load_model(checkpoint, device=device, weights=weights, console=console)
+    trained = load_model(checkpoint, device=device, weights=weights, folded=True, console=console)
     config = trained.checkpoint.config
     augmentation = parse_tta(tta, vertical=config.augment.vflip.prob > 0)
     windows = parse_windows(window, training_hw=config.loader.size_hw, overlap=overlap, scale=scale)

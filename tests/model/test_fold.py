@@ -1,0 +1,58 @@
+"""Folded batch norm: the same logits but for rounding, on every norm that can be folded and on no other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from unetfast.model.fold import fold_batch_norm
+from unetfast.model.unet import UNet
+
+
+def trained_net(**options: object) -> UNet:
+    """A net whose statistics, scales and shifts are those of no fresh one."""
+    torch.manual_seed(0)
+    net = UNet(3, base_channels=4, depth=2, **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for norm in net.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2)
+                norm.weight.uniform_(-2, 2)
+                norm.bias.normal_()
+    return net.to(memory_format=torch.channels_last).eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "num_folded"),
+    [
+        ({}, 10),
+        ({"block": "residual"}, 15),  # and those of the shortcuts
+        ({"block": "separable"}, 1),  # of the convolution on the pixels
+        ({"conv_order": "conv-act-norm"}, 0),
+        ({"norm": "group"}, 0),
+        ({"norm": "none"}, 0),
+    ],
+)
+def test_logits_are_the_same_but_for_rounding(options: dict[str, str], num_folded: int) -> None:
+    net = trained_net(**options)
+    folded = copy.deepcopy(net)
+    assert fold_batch_norm(folded) == num_folded
+    image_NCHW = torch.randint(0, 256, (2, 3, 20, 28), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected, found = net(image_NCHW), folded(image_NCHW)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * scale)
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in folded.modules()) == (
+        sum(isinstance(part, nn.BatchNorm2d) for part in net.modules()) - num_folded
+    )
+
+
+def test_a_model_in_training_is_refused() -> None:
+    with pytest.raises(ValueError, match="evaluation mode alone"):
+        fold_batch_norm(trained_net().train())

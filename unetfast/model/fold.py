@@ -1,0 +1,35 @@
+"""Batch norm folded into the convolutions before it: what evaluation computes, with one pass less over each activation."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def fold_batch_norm(model: nn.Module) -> int:
+    """Fold every batch norm that directly follows a convolution into it (a norm's running statistics are constants by now).
+
+    The logits are the same but for rounding. A folded model cannot be trained, and its weights have other values under other
+    names: it is for use, not to be saved.
+
+    Args:
+        model: changed in place, in evaluation mode. Only neighbours within an `nn.Sequential` are sure to be computed one
+            behind the other, so only these are folded: all of a plain U-Net's, none of a ResNet's own.
+
+    Returns:
+        How many were folded.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("batch norm is folded in evaluation mode alone: in training it takes its statistics from the batch")
+    num_folded = 0
+    for part in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for place, (conv, norm) in enumerate(pairwise(list(part))):
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+                part[place], part[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+                num_folded += 1
+    return num_folded
