@@ -106,6 +106,7 @@ C4 = Group(
         SideKind("torchvision (image alone)", "peers.torchvision_loader", "files"),
         SideKind("streaming + Pillow", "peers.streaming_loader", "mds", extra=True),
         SideKind("litdata + Pillow", "peers.litdata_loader", "litdata", extra=True),
+        SideKind("ours exact from RAM", "ours_loader", "shards", ("loader.cache=ram",), extra=True),
         SideKind("ours by DALI CPU", "ours_loader", "shards", ("loader.backend=dali",), extra=True),
         SideKind(
             "ours with crops and flips",
@@ -132,6 +133,7 @@ C5 = Group(
         SideKind("ours exact", "ours_loader", "shards"),
         SideKind("ours packed at size", "ours_loader", "small"),
         SideKind("R1", "peers.r1_loader", "files"),
+        SideKind("ours exact from RAM", "ours_loader", "shards", ("loader.cache=ram",), extra=True),
         SideKind("OpenCV + albumentations", "peers.cv2_loader", "files", extra=True),
         SideKind("milesial at half size", "peers.milesial_loader", "files", size_hw=HALF_HW, extra=True),
         SideKind("ours at half size", "ours_loader", "shards", size_hw=HALF_HW, extra=True),
