@@ -29,7 +29,7 @@ from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
 
 _SIZES, _QUICK_SIZES = (10**3, 10**4, 10**5, 10**6, 10**7), (10**3, 10**4)
-_PACKED, _QUICK_PACKED = (176, 704, 2816), (16, 32)  # toy CLEVR frames
+_PACKED, _QUICK_PACKED = (176, 528, 1584), (16, 32)  # toy CLEVR frames
 _BATCHES, _QUICK_BATCHES = (1, 4, 16, 64), (1, 4)
 _LOADER_S, _QUICK_LOADER_S = 0.4, 0.05  # of a round of one setting
 _TIMEOUT_S = 120.0
