@@ -203,7 +203,9 @@ def plan_group(
 
 
 def _sides_of(group: Group, *, is_real: bool, names: set[str] | None) -> list[SideKind]:
-    return [kind for kind in group.sides if (is_real or not kind.extra) and (names is None or kind.name in names)]
+    if names is not None:
+        return [kind for kind in group.sides if kind.name in names]
+    return [kind for kind in group.sides if is_real or not kind.extra]
 
 
 def make_bars(group: Group, data: LoaderData, sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
