@@ -113,3 +113,18 @@ def test_a_mask_wider_than_opencv_takes_is_looked_up_too() -> None:
         gather_mask(mask, matrix, (0, 0, 2, 40_000), 65535, found)
         assert np.array_equal(found, plain.look_up_mask(mask, matrix, np.array([0, 0, 2, 40_000]), 65535, (3, 50)))
         assert len(np.unique(found)) > 20
+
+
+def test_plans_do_not_depend_on_how_many_positions_are_computed_at_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = build_config({"augment": ALL})
+
+    def plan(first_window: int, window: int) -> list[Any]:
+        monkeypatch.setattr("unetfast.loader.stream._FIRST_WINDOW", first_window)
+        monkeypatch.setattr("unetfast.loader.stream._WINDOW", window)
+        with open_shards(shards).split("train") as reader:
+            stream = SampleStream(reader, config, training=True, target_hw=(24, 32), batch_size=4)
+            plans = [stream.plan(start) for start in range(0, 120, 4)]
+        return [(one.places.sample_ids.tolist(), one.augmentation.mask_matrix.tolist()) for one in plans if one is not None]
+
+    assert len(plan(64, 1024)) == 30
+    assert plan(64, 1024) == plan(1, 7) == plan(300, 5)

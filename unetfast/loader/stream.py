@@ -21,6 +21,7 @@ from unetfast.loader.order import Order, Places, balance_weights, rank_part, ran
 
 # positions computed at once: numpy costs the same for 16 samples and for some hundreds
 _WINDOW = 1024
+_FIRST_WINDOW = 64  # a start waits for it, and on a large index a thousand scattered rows take some milliseconds
 _STATE_FORMAT = 1
 # settings that came later than the format, with what was done before there were any
 _BEFORE = {"augment.max_class_share": "1.0"}
@@ -202,11 +203,12 @@ class SampleStream:
         assert isinstance(position, int)
         self.position = position
         self.skipped = []
+        self._window = None
 
     def _look(self, start: int, end: int) -> tuple[Places, Augmentation]:
         """Return what stands at positions [start, end), from the window computed before where it covers them."""
         if self._window is None or not self._window[0] <= start <= end <= self._window[0] + len(self._window[1]):
-            last = max(end, start + _WINDOW)
+            last = max(end, start + (_FIRST_WINDOW if self._window is None else _WINDOW))
             last = last if self.training else min(last, self.num_samples)
             places = self._order.locate(np.arange(start, last))
             stored_hw = self.stored_hw(places)
