@@ -69,8 +69,8 @@ def predict(
 
     # what can be refused without torch, whose import takes seconds, is refused first
     list_images(inputs, out)
-    check_checkpoint_file(checkpoint)
     parse_windows(window, training_hw=(1, 1), overlap=overlap, scale=scale)
+    check_checkpoint_file(checkpoint)
     from unetfast.data.image import DEFAULT_MAX_PIXELS
     from unetfast.infer.predict import predict as run_prediction
 
