@@ -54,7 +54,7 @@ PROGRAMS = (
     Program("packing", ("C1", "C2"), 180),
     Program("reading", ("C3",), 90),
     Program("masks", ("C6",), 60),
-    Program("seeking", ("C7",), 90),
+    Program("seeking", ("C7",), 150),
     Program("cpu_loader", ("C4", "C5"), 330),
     Program("training_step", ("C8",), 240),
     Program("inference", (), 120),
