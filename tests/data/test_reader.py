@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -251,6 +252,18 @@ def test_more_shards_than_open_files_are_read(train: SplitReader) -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_limit_of_open_files_is_no_damage(train: SplitReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `loader.on_bad = "skip"` would leave out sound samples."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"Too many open files.*ulimit -n") as caught:
+        train.read_image(0)
+    assert not isinstance(caught.value, CorruptShardError)
 
 
 def test_newer_and_broken_manifests(folder: Path) -> None:

@@ -53,6 +53,31 @@ def test_logits_are_the_same_but_for_rounding(options: dict[str, str], num_folde
     )
 
 
+class Tapped(nn.Sequential):
+    """A Sequential that is none: it adds what comes out of its convolution to its result."""
+
+    def forward(self, hidden_NCHW: torch.Tensor) -> torch.Tensor:
+        conv, norm = self
+        first_NCHW = conv(hidden_NCHW)
+        return norm(first_NCHW) + first_NCHW  # type: ignore[no-any-return]
+
+
+def test_parts_that_are_not_run_in_order_are_left_alone() -> None:
+    assert fold_batch_norm(nn.Sequential(Tapped(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))).eval()) == 0
+
+
+def test_modules_with_hooks_are_left_alone() -> None:
+    torch.manual_seed(0)
+    hooked = nn.Conv2d(3, 4, 1)
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    normalised = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    net = nn.Sequential(hooked, nn.BatchNorm2d(4), normalised, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)).eval()
+    folded = copy.deepcopy(net)
+    image_NCHW = torch.rand(1, 3, 5, 5)
+    assert fold_batch_norm(folded) == 1
+    torch.testing.assert_close(folded(image_NCHW), net(image_NCHW))
+
+
 def test_a_model_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match="evaluation mode alone"):
         fold_batch_norm(trained_net().train())

@@ -301,6 +301,11 @@ class SplitReader:
             try:
                 descriptor = _open_file(path)
             except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # no damage: not to be left out by on_bad = "skip"
+                    raise UserError(
+                        f"{path}: cannot be opened ({error.strerror}): this process may not have as many files open as there "
+                        "are shards; raise the limit (`ulimit -n 65536`), or pack into fewer, larger shards (--shard-mib)"
+                    ) from None
                 raise CorruptShardError(str(path), f"cannot be opened ({error.strerror})") from None
             size = os.fstat(descriptor).st_size
             if size != info.bytes:

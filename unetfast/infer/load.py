@@ -48,7 +48,8 @@ def load_model(
         checkpoint: best.pt or last.pt of a run.
         device: "auto", "cpu", "cuda" or "cuda:N".
         weights: "raw", "ema" (the moving average), or "auto": those that the run's best validation pass scored.
-        folded: batch norm becomes a part of the convolutions before it (`fold_batch_norm`): faster, the same but for rounding.
+        folded: batch norm becomes a part of the convolutions before it (`fold_batch_norm`): faster, the same but for rounding;
+            networks of `model.factory` are left as they are.
         console: for notes; None is silent.
 
     Raises:
@@ -76,7 +77,7 @@ def load_model(
             soft_wrap=True,
         )
     model = loaded.build_model(chosen).to(where).eval()
-    if folded:
+    if folded and not loaded.config.model.factory:  # what somebody else's network does between its parts is not known
         fold_batch_norm(model)
     if loaded.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)

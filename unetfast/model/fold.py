@@ -15,8 +15,9 @@ def fold_batch_norm(model: nn.Module) -> int:
     names: it is for use, not to be saved.
 
     Args:
-        model: changed in place, in evaluation mode. Only neighbours within an `nn.Sequential` are sure to be computed one
-            behind the other, so only these are folded: all of a plain U-Net's, none of a ResNet's own.
+        model: changed in place, in evaluation mode. Only neighbours within an `nn.Sequential` that runs its parts in order are
+            sure to be computed one behind the other, so only these are folded: all of a plain U-Net's, none of a ResNet's
+            own. Modules with hooks (weight norm among them) are left as they are.
 
     Returns:
         How many were folded.
@@ -27,9 +28,18 @@ def fold_batch_norm(model: nn.Module) -> int:
     if model.training:
         raise ValueError("batch norm is folded in evaluation mode alone: in training it takes its statistics from the batch")
     num_folded = 0
-    for part in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+    for part in [module for module in model.modules() if type(module).forward is nn.Sequential.forward]:
+        assert isinstance(part, nn.Sequential)
         for place, (conv, norm) in enumerate(pairwise(list(part))):
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+            if not (type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d) or _has_hooks(conv) or _has_hooks(norm):
+                continue
+            if norm.track_running_stats:
                 part[place], part[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
                 num_folded += 1
     return num_folded
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether something is called around its forward pass, or computes its weights anew each time (a parametrization)."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return any(hooks) or hasattr(module, "parametrizations")
