@@ -7,6 +7,8 @@ from typing import Any
 
 from unetfast.bench.harness import format_spread, spread
 
+FAILED = "failed"  # verdict of a bar that was to be measured and was not
+
 
 def make_bar(
     name: str,
@@ -48,14 +50,48 @@ def make_bar(
     }
 
 
-def absent_bar(name: str, what: str, *, floor: float, goal: float, reason: str, unit: str = "x") -> dict[str, Any]:
-    """A bar that cannot be measured here; the reason is one line for people."""
+def absent_bar(
+    name: str, what: str, *, floor: float, goal: float, reason: str, unit: str = "x", less_is_better: bool = False
+) -> dict[str, Any]:
+    """A bar that this machine cannot measure, whatever is run; the reason is one line for people."""
+    return _bar_without_figure(name, what, floor, goal, unit, less_is_better, "n/a", reason)
+
+
+def lost_bar(
+    name: str,
+    what: str,
+    *,
+    floor: float | None,
+    goal: float | None,
+    reason: str,
+    unit: str = "x",
+    less_is_better: bool = False,
+) -> dict[str, Any]:
+    """A bar that was to be measured and was not: our side or the peer failed. It counts as a failure of the run.
+
+    Args:
+        name: as in `make_bar`.
+        what: as in `make_bar`.
+        floor: as in `make_bar`; None where the whole program failed, which alone knows it.
+        goal: as `floor`.
+        reason: what failed, and how; one line for people.
+        unit: as in `make_bar`.
+        less_is_better: as in `make_bar`.
+    """
+    return _bar_without_figure(name, what, floor, goal, unit, less_is_better, FAILED, reason)
+
+
+def _bar_without_figure(
+    name: str, what: str, floor: float | None, goal: float | None, unit: str, less_is_better: bool, verdict: str, note: str
+) -> dict[str, Any]:
     bar = {"bar": name, "what": what, "ratio": None, "unit": unit, "floor": floor, "goal": goal}
-    return bar | {"less_is_better": False, "verdict": "n/a", "note": reason}
+    return bar | {"less_is_better": less_is_better, "verdict": verdict, "note": note}
 
 
 def format_bar(bar: dict[str, Any]) -> str:
     """Write `| C1 | what | ratio (min..max) | floor | goal | pass |`."""
+    if bar["floor"] is None:
+        return f"| {bar['bar']} | {bar['what']} | - | - | - | {bar['verdict']} |"
     sign = "<= " if bar.get("less_is_better") else ""
     unit = bar["unit"] if bar["unit"] == "x" else f" {bar['unit']}"
     bounds = (f"{sign}{bar[name]:g}{unit}" for name in ("floor", "goal"))

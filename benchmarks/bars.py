@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bar import format_bar
+from bar import FAILED, format_bar, lost_bar
 
 from unetfast.bench.harness import describe_environment, finish
 
@@ -159,36 +159,27 @@ def collect_bars(
         bars += [{**one, "program": program.name} for one in made]
         reason = outcome.error or "its record has no such bar"
         for name in sorted({*program.bars} - {one["bar"] for one in made}):
-            bars.append(_lost_bar(name, program, reason))
+            made_of = lost_bar(name, f"not measured: {program.name}.py", floor=None, goal=None, reason=reason)
+            bars.append({**made_of, "program": program.name})
     return sorted((one for one in bars if not wanted or one["bar"] in wanted), key=lambda one: one["bar"])
-
-
-def _lost_bar(name: str, program: Program, reason: str) -> dict[str, Any]:
-    what = f"not measured: {program.name}.py"
-    empty: dict[str, Any] = {"ratio": None, "unit": "x", "floor": None, "goal": None, "less_is_better": False}
-    return {"bar": name, "what": what, **empty, "verdict": "failed", "note": reason, "program": program.name}
-
-
-def format_line(bar: Mapping[str, Any]) -> str:
-    """Write a bar's line, also that of one that was not measured."""
-    if bar["floor"] is None:
-        return f"| {bar['bar']} | {bar['what']} | - | - | - | {bar['verdict']} |"
-    return format_bar(dict(bar))
 
 
 def format_bars(bars: Sequence[Mapping[str, Any]]) -> str:
     """Write the table: a line a bar, then what is to be said of those that have a note, or were not reached."""
-    lines = [HEAD, *(format_line(bar) for bar in bars)]
+    lines = [HEAD, *(format_bar(dict(bar)) for bar in bars)]
     notes = dict.fromkeys(f"{bar['bar']} {bar['verdict']}: {bar['note']}" for bar in bars if bar["note"])
     return "\n".join([*lines, *notes])
 
 
 def compare_verdicts(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which bars have another verdict than in an earlier run, say with another seed; and which only one of the runs has."""
+    """Say which bars have another verdict than in an earlier run, say with another seed; and which only one of the runs has.
+
+    A bar that failed in both runs was measured in neither, and has no verdict that could be the same.
+    """
     before, now = ({(bar["bar"], bar["what"]): bar["verdict"] for bar in bars} for bars in (old, new))
     both = [key for key in now if key in before]
     lines = [f"{bar} {what}: {before[bar, what]} before, {now[bar, what]} now" for bar, what in both]
-    differing = [line for line, key in zip(lines, both, strict=True) if before[key] != now[key]]
+    differing = [line for line, key in zip(lines, both, strict=True) if before[key] != now[key] or now[key] == FAILED]
     alone = [f"{bar} {what}: in one of the two runs alone" for bar, what in sorted({*before} ^ {*now})]
     return [*differing, *alone, f"{len(both) - len(differing)} of {len(both)} bars have the same verdict"]
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bar import absent_bar, format_bar, make_bar
+from bar import format_bar, lost_bar, make_bar
 from loader import run
 from loader_data import LoaderData, make_data
 from material import add_arguments, find_real, parse
@@ -209,7 +209,7 @@ def _sides_of(group: Group, *, is_real: bool, names: set[str] | None) -> list[Si
 
 
 def make_bars(group: Group, data: LoaderData, sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hold our sides against the peers, round by round; a bar without one of its sides is not measured."""
+    """Hold our sides against the peers, round by round; without a side that was not asked for there is no bar."""
     bars = []
     size = "x".join(map(str, group.size_hw))
     for kind in group.bars:
@@ -220,7 +220,7 @@ def make_bars(group: Group, data: LoaderData, sides: dict[str, dict[str, Any]]) 
         bounds = {"floor": kind.floor, "goal": kind.goal}
         failed = next((f"{name}: {sides[name]['error']}" for name in (kind.ours, kind.peer) if "error" in sides[name]), "")
         if failed:
-            bars.append(absent_bar(group.bar, what, **bounds, reason=failed))
+            bars.append(lost_bar(group.bar, what, **bounds, reason=failed))
             continue
         by_time, by_cores = _ratios(own, other, "images_per_s"), _ratios(other, own, "core_ms_per_image")
         ratios, beside, word = by_time, by_cores, "per core-second"

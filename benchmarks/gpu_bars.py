@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bar import absent_bar, make_bar
+from bar import absent_bar, lost_bar, make_bar
 
 # images/s in training by height and width: floor, goal
 TRAINING_FLOORS = {(160, 240): (2100, 2550), (256, 256): (1230, 1500), (512, 512): (307, 375), (640, 960): (131, 160)}
@@ -38,12 +38,12 @@ def gpu_bar(
     less_is_better: bool = False,
     note: str = "",
 ) -> dict[str, Any]:
-    """Make a bar of what was measured on a GPU; "n/a" on a CPU, or where there are no rounds.
+    """Make a bar of what was measured on a GPU; "n/a" on a CPU or for a reason given, "failed" where a side of it failed.
 
     Args:
         name: "G1" to "G5".
         what: for people.
-        rounds: of the figure; None or empty where it could not be had.
+        rounds: of the figure; empty where a side failed; None, with a note, where there is nothing to measure.
         device: "cpu" or "cuda".
         floor: what gates.
         goal: what we go for.
@@ -52,9 +52,12 @@ def gpu_bar(
         note: the condition, or why there are no rounds.
     """
     if device != "cuda":
-        return absent_bar(name, what, floor=floor, goal=goal, unit=unit, reason=NO_GPU)
+        return absent_bar(name, what, floor=floor, goal=goal, unit=unit, less_is_better=less_is_better, reason=NO_GPU)
+    if rounds is None and note:
+        return absent_bar(name, what, floor=floor, goal=goal, unit=unit, less_is_better=less_is_better, reason=note)
     if not rounds:
-        return absent_bar(name, what, floor=floor, goal=goal, unit=unit, reason=note or "a side of it failed")
+        reason = note or "a side of it failed"
+        return lost_bar(name, what, floor=floor, goal=goal, unit=unit, less_is_better=less_is_better, reason=reason)
     return make_bar(name, what, rounds, floor=floor, goal=goal, unit=unit, less_is_better=less_is_better, note=note)
 
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,6 +218,11 @@ def settle(side: Callable[[], Took], name: str, failed: dict[str, str]) -> Calla
             raise SideError(name) from error
 
     return guarded
+
+
+def say_failed(failed: Mapping[str, str], *names: str) -> str:
+    """Say which of the sides of a bar failed, and how; empty where none did."""
+    return "; ".join(f"{name}: {failed[name]}" for name in names if name in failed)
 
 
 def sum_up(took: Sequence[Took], num_images: int, num_bytes: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import material
-from bar import absent_bar, make_bar
+from bar import absent_bar, lost_bar, make_bar
 from material import Took
 from peers import PeersMissingError, writers
 
@@ -36,7 +36,7 @@ _WRITE_BYTES = 160_000_000  # what a writer writes in a round
 _QUICK_WRITE_BYTES = 2_000_000
 _DRAWN_CARS = 16  # toy images; files are linked as often as wanted
 _PACKED_IMAGES, _QUICK_PACKED_IMAGES = 160, 32
-_PEER = "webdataset TarWriter"
+_OURS, _PEER = "unetfast ShardWriter", "webdataset TarWriter"
 _COLUMNS = {
     "images/s": "images_per_s",
     "MB/s": "mb_per_s",
@@ -87,7 +87,7 @@ def measure_writers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     failed: dict[str, str] = {}
     sizes: dict[str, float] = {}
     with material.folder_in_memory(given.data, num_bytes) as folder:
-        turns = {"unetfast ShardWriter": _write_side("unetfast ShardWriter", write_ours, samples, folder, sizes)}
+        turns = {_OURS: _write_side(_OURS, write_ours, samples, folder, sizes)}
         for name in names:
             try:
                 writers.prepare(name, folder / f"first-{name}", samples[0])
@@ -106,10 +106,10 @@ def measure_writers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     sides |= {name: {"error": reason} for name, reason in failed.items()}
     facts = {"samples": len(samples), "bytes": num_bytes, "mean_bytes": round(mean_bytes), "written_to": where}
     what = f"pack writer with checksums and index against webdataset's TarWriter, {made.label}"
-    if _PEER in failed:
-        return facts, sides, absent_bar("C1", what, floor=3.5, goal=6, reason=failed[_PEER])
-    ours, theirs = took["unetfast ShardWriter"], took[_PEER]
-    sides["unetfast ShardWriter"]["core_ratio"] = material.spread(material.core_ratios(ours, theirs))
+    if reason := material.say_failed(failed, _OURS, _PEER):
+        return facts, sides, lost_bar("C1", what, floor=3.5, goal=6, reason=reason)
+    ours, theirs = took[_OURS], took[_PEER]
+    sides[_OURS]["core_ratio"] = material.spread(material.core_ratios(ours, theirs))
     return facts, sides, make_bar("C1", what, material.ratios(ours, theirs), floor=3.5, goal=6)
 
 
@@ -146,16 +146,27 @@ def measure_workers(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str
     with material.folder_in_memory(given.data, 1 << 30) as folder:
         source = link_cars(drawn, given.data / f"{drawn.name}-linked{num_images}", num_images)
         digests: dict[str, dict[str, str]] = {}
-        sides = {f"{count} workers": functools.partial(_pack_side, source, folder, count, digests) for count in (1, 2)}
+        failed: dict[str, str] = {}
+        sides = {
+            f"{count} workers": material.settle(
+                functools.partial(_pack_side, source, folder, count, digests), f"{count} workers", failed
+            )
+            for count in (1, 2)
+        }
         took = take_turns(sides, given.rounds)
-    found = {
+    found: dict[str, Any] = {
         name: material.sum_up(rounds, num_images, sum(path.stat().st_size for path in source.rglob("*.jpg")))
         for name, rounds in took.items()
+        if name not in failed
     }
-    same = digests["1 workers"] == digests["2 workers"]
-    facts = {"samples": num_images, "distinct": _DRAWN_CARS, "files_compared": len(digests["1 workers"]), "identical": same}
+    found |= {name: {"error": reason} for name, reason in failed.items()}
+    one, two = (digests.get(f"{count} workers", {}) for count in (1, 2))
+    same = one == two and not failed
+    facts = {"samples": num_images, "distinct": _DRAWN_CARS, "files_compared": len(one), "identical": same}
     if cores < 2:
         return facts, found, absent_bar("C2", what, floor=1.7, goal=1.95, reason="this process may use one core alone")
+    if reason := material.say_failed(failed, *sides):
+        return facts, found, lost_bar("C2", what, floor=1.7, goal=1.95, reason=reason)
     rounds = material.ratios(took["2 workers"], took["1 workers"])
     note = "" if same else "the two results differ"
     return facts, found, make_bar("C2", what, rounds, floor=1.7, goal=1.95, sound=same, note=note)

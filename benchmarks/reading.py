@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import material
-from bar import absent_bar, make_bar
+from bar import lost_bar, make_bar
 from material import Took
 from peers import PeersMissingError, readers
 
@@ -92,8 +92,8 @@ def measure_readers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     sides |= {name: {"error": reason} for name, reason in failed.items()}
     facts = {"samples": len(samples), "bytes": num_bytes, "passes_a_round": passes, "tars": len(tars)}
     what = f"reading shards, every byte checked, against webdataset's iteration, {made.label}"
-    if _OURS in failed or _PEER in failed:
-        return facts, sides, absent_bar("C3", what, floor=5, goal=10, reason=failed.get(_PEER, failed.get(_OURS, "")))
+    if reason := material.say_failed(failed, _OURS, _PEER):
+        return facts, sides, lost_bar("C3", what, floor=5, goal=10, reason=reason)
     sides[_OURS]["core_ratio"] = material.spread(material.core_ratios(took[_OURS], took[_PEER]))
     return facts, sides, make_bar("C3", what, material.ratios(took[_OURS], took[_PEER]), floor=5, goal=10)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import material
 import torch
-from bar import absent_bar, make_bar
+from bar import lost_bar, make_bar
 from largeindex import make_large_index
 from material import Took
 from peers import readers
@@ -82,16 +82,15 @@ def build_bars(
     beside = f"resume at sample {replay:,} against webdataset's replay, toy clevr"
     first, last, ours, theirs = names
     bars = [
-        absent_bar("C7", what, floor=50, goal=20, unit="ms", reason=failed[last])
-        if last in failed
+        lost_bar("C7", what, floor=50, goal=20, unit="ms", less_is_better=True, reason=reason)
+        if (reason := material.say_failed(failed, last))
         else make_bar("C7", what, [1e3 * one.wall_s for one in took[last]], floor=50, goal=20, unit="ms", less_is_better=True)
     ]
     if first not in failed and last not in failed:
         grown = spread([after.wall_s / before.wall_s for before, after in zip(took[first], took[last], strict=True)])
         bars[0]["note"] = f"{grown['median']:.2g} times the time of a resume at {seeks[0]:,}"
-    if ours in failed or theirs in failed:
-        reason = failed.get(theirs, failed.get(ours, ""))
-        return [*bars, absent_bar("C7", beside, floor=100, goal=1000, reason=reason)]
+    if reason := material.say_failed(failed, ours, theirs):
+        return [*bars, lost_bar("C7", beside, floor=100, goal=1000, reason=reason)]
     return [*bars, make_bar("C7", beside, material.ratios(took[ours], took[theirs]), floor=100, goal=1000)]
 
 

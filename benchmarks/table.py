@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bars import HEAD, MAX_LOAD, format_line
+from bar import format_bar
+from bars import HEAD, MAX_LOAD
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,7 +58,7 @@ def make_table(records: Mapping[str, Mapping[str, Any]], *, plot: Path | None = 
     if not records:
         return NOTHING_YET
     bars = sorted((bar for record in records.values() for bar in record["bars"]), key=lambda bar: bar["bar"])
-    lines = [HEAD, *(format_line(bar) for bar in bars), ""]
+    lines = [HEAD, *(format_bar(dict(bar)) for bar in bars), ""]
     lines += [f"- {describe_origin(name, record)}" for name, record in records.items()]
     open_bars = [bar for bar in bars if bar["verdict"] != "pass" and bar["note"]]
     lines += dict.fromkeys(f"- {bar['bar']} {bar['verdict']}: {bar['note']}" for bar in open_bars)

@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bar import absent_bar, format_bar, make_bar
+from bar import absent_bar, format_bar, lost_bar, make_bar
 from side import SideProcess
 from stepside import OURS, PEER_NAMES, NetSpec, build_net_side
 
@@ -83,12 +84,28 @@ def _sum_up(rounds: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, An
     }
 
 
-def judge(spec: NetSpec, figures: dict[str, Any], side: str, *, has_amx: bool) -> dict[str, Any] | None:
-    """Turn the figures of one of our sides into its bar; None where it or R1 was not measured."""
+def judge(
+    spec: NetSpec, figures: dict[str, Any], side: str, *, errors: Mapping[str, str], has_amx: bool
+) -> dict[str, Any] | None:
+    """Turn the figures of one of our sides into its bar.
+
+    Args:
+        spec: of the width.
+        figures: by side, of those that went through all rounds.
+        side: of ours.
+        errors: by side, why the others did not.
+        has_amx: False on a processor that cannot measure it.
+
+    Returns:
+        The bar, "failed" where this side or R1 did; None where one of them was not asked for.
+    """
     height, width = spec.size_hw
     what = f"training step, {spec.base_channels} base channels, {height}x{width}: {side} / R1's float32 step"
     if not has_amx:
         return absent_bar("C8", what, floor=FLOOR, goal=GOAL, reason="this processor has no amx_bf16 instructions")
+    failed = "; ".join(f"{name}: {errors[name]}" for name in (side, "r1") if name in errors)
+    if failed:
+        return lost_bar("C8", what, floor=FLOOR, goal=GOAL, reason=failed)
     if side not in figures or "r1" not in figures:
         return None
     ours, r1 = figures[side], figures["r1"]
@@ -185,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         bars += [
             bar
             for name in ("ours", "ours-compiled")
-            if name in given.sides.split(",") and (bar := judge(specs[0], figures[width], name, has_amx=has_amx))
+            if name in given.sides.split(",") and (bar := judge(specs[0], figures[width], name, errors=failed, has_amx=has_amx))
         ]
     print(format_figures(figures))
     print("\n".join(map(format_bar, bars)))

@@ -23,3 +23,11 @@ def test_lines() -> None:
     assert bar.format_bar(ms) == "| C7 | seek | 4 (4..4) | <= 50 ms | <= 20 ms | pass |"
     absent = bar.absent_bar("C8", "step", floor=2.8, goal=5, reason="no AMX")
     assert bar.format_bar(absent) == "| C8 | step | - | 2.8x | 5x | n/a |"
+
+
+def test_a_bar_whose_side_failed_is_told_apart_from_one_that_cannot_be_had() -> None:
+    lost = bar.lost_bar("C7", "seek", floor=50, goal=20, unit="ms", less_is_better=True, reason="ours: crashed")
+    assert (lost["verdict"], lost["ratio"], lost["note"]) == ("failed", None, "ours: crashed")
+    assert bar.format_bar(lost) == "| C7 | seek | - | <= 50 ms | <= 20 ms | failed |"
+    unknown = bar.lost_bar("C7", "not measured: seeking.py", floor=None, goal=None, reason="exit code 2")
+    assert bar.format_bar(unknown) == "| C7 | not measured: seeking.py | - | - | - | failed |"

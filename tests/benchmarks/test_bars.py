@@ -21,6 +21,7 @@ BEGIN += "p.add_argument('--quick', action='store_true')\np.add_argument('--json
 GOOD = bar.make_bar("C1", "writer", [4.0, 5.0, 6.0], floor=3.5, goal=6)
 SHORT = bar.make_bar("C3", "reader", [4.0], floor=5, goal=10, note="hashing")
 ABSENT = bar.absent_bar("C8", "step", floor=2.8, goal=5, reason="no AMX")
+LOST = bar.lost_bar("C8", "step", floor=2.8, goal=5, reason="r1: died of SIGKILL")
 
 
 def write_program(folder: Path, name: str, body: str) -> None:
@@ -138,7 +139,7 @@ def test_every_bar_of_the_cpu_side_has_a_program_that_is_there() -> None:
         assert (bars.BENCHMARKS / f"{program.name}.py").is_file(), program.name
 
 
-@pytest.mark.parametrize(("made", "code"), [([GOOD, ABSENT], 0), ([GOOD, SHORT], 1)])
+@pytest.mark.parametrize(("made", "code"), [([GOOD, ABSENT], 0), ([GOOD, SHORT], 1), ([GOOD, LOST], 1)])
 def test_the_exit_code_and_the_last_line_tell_how_it_went(
     made: list[dict[str, Any]],
     code: int,
@@ -169,6 +170,11 @@ def test_verdicts_of_two_runs_are_held_against_each_other(tmp_path: Path, capsys
         "C3 reader: in one of the two runs alone",
         "C8 step: in one of the two runs alone",
         "0 of 1 bars have the same verdict",
+    ]
+    lost = bar.lost_bar("C3", "reader", floor=5, goal=10, reason="ours: crashed")
+    assert bars.compare_verdicts([GOOD, lost], [GOOD, lost]) == [
+        "C3 reader: failed before, failed now",
+        "1 of 2 bars have the same verdict",
     ]
     with pytest.raises(SystemExit, match="2"):
         bars.main(["--against", str(tmp_path / "gone.json")])

@@ -180,7 +180,7 @@ def test_bars_are_ratios_of_rounds_and_need_the_quality() -> None:
         [bar] = cpu_loader.make_bars(cpu_loader.C4, data, sides | {"ours exact": made_side([8.0, 8.0], [1.0, 1.0], **broken)})
         assert bar["verdict"] == "short"
     [bar] = cpu_loader.make_bars(cpu_loader.C4, data, sides | {"webdataset + Pillow": {"error": "crashed"}})
-    assert (bar["verdict"], bar["note"]) == ("n/a", "webdataset + Pillow: crashed")
+    assert (bar["verdict"], bar["note"]) == ("failed", "webdataset + Pillow: crashed")
 
 
 def test_the_carvana_bars_are_on_the_clock() -> None:

@@ -40,7 +40,10 @@ def test_a_bar_is_of_a_gpu_or_says_why_there_is_none() -> None:
     assert gpu_bars.gpu_bar("G5", "what", [1.5], device="cuda", less_is_better=True, **settings)["verdict"] == "pass"
     absent = gpu_bars.gpu_bar("G1", "what", [9.0], device="cpu", **settings)
     assert (absent["verdict"], absent["ratio"], absent["note"]) == ("n/a", None, gpu_bars.NO_GPU)
-    assert gpu_bars.gpu_bar("G1", "what", [], device="cuda", **settings)["note"] == "a side of it failed"
+    lost = gpu_bars.gpu_bar("G1", "what", [], device="cuda", **settings)
+    assert (lost["verdict"], lost["note"]) == ("failed", "a side of it failed")
+    assert gpu_bars.gpu_bar("G4", "what", None, device="cuda", **settings)["verdict"] == "failed"
+    assert gpu_bars.gpu_bar("G4", "what", None, device="cuda", note="not compiled", **settings)["verdict"] == "n/a"
     assert gpu_bars.divide([6.0, 2.0], [3.0, 4.0]) == [2.0, 0.5]
     assert gpu_bars.divide([6.0], [3.0, 4.0]) == []
 
@@ -49,7 +52,7 @@ def test_training_bars_take_the_faster_of_our_ways() -> None:
     sides = figures(ours=[2000.0, 2200.0], graphs=[2300.0, 2400.0], eager=[1000.0, 2400.0], milesial=[1000.0, 1000.0])
     sides["float32-nchw"] = {"error": "out of memory"}
     bars = gpu_training.build_bars("cuda", (160, 240), sides)
-    assert [bar["verdict"] for bar in bars] == ["pass", "pass", "pass", "n/a"]
+    assert [bar["verdict"] for bar in bars] == ["pass", "pass", "pass", "failed"]
     assert bars[0]["what"] == "training step, 160x240, graphs"
     assert bars[1]["ratio"]["rounds"] == [2.3, 1.0]
     assert len(gpu_training.build_bars("cuda", (64, 96), sides)) == 3  # no floor for that size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import tarfile
 from pathlib import Path
 
@@ -56,6 +58,18 @@ def test_a_difference_between_two_packings_is_seen(tmp_path: Path) -> None:
     one, two = (packing.digest_files(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys() == {"000000.tar"}
     assert one != two
+
+
+def test_a_worker_that_fails_is_told_and_its_bar_is_lost(toy_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, workers: int, **__: object) -> None:
+        raise OSError(f"no room for {workers}")
+
+    monkeypatch.setattr(packing, "pack", fail)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    _, found, made = packing.measure_workers(argparse.Namespace(quick=True, data=toy_root, seed=0, rounds=2))
+    assert found["2 workers"] == {"error": "OSError: no room for 2"}
+    assert made["verdict"] == "failed"
+    assert made["note"] == "1 workers: OSError: no room for 1; 2 workers: OSError: no room for 2"
 
 
 def test_samples_come_again_under_other_keys(toy_root: Path) -> None:

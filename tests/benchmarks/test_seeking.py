@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import seeking
 from largeindex import make_large_index
+from material import Took
 from runs import run_quick
 
 from unetfast.bench.toyshards import make_toy_shards
@@ -26,6 +27,16 @@ def test_a_resume_is_measured_beside_a_replay(
     assert [(bar["bar"], bar["unit"]) for bar in record["bars"]] == [("C7", "ms"), ("C7", "x")]
     assert record["bars"][0]["less_is_better"]
     assert "times the time of a resume at 500" in record["bars"][0]["note"]
+
+
+def test_a_bar_whose_side_failed_is_lost_and_the_other_stands() -> None:
+    names = ["resume at 500", "resume at 1,000", "resume at 100", "replay"]
+    took = {name: [Took(wall_s, wall_s)] for name, wall_s in zip(names, (0.02, 0.03, 0.01, 2.0), strict=True)}
+    seek, beside = seeking.build_bars(names, took, {"replay": "ImportError: gone"}, (500, 1000), 100)
+    assert (seek["verdict"], beside["verdict"], beside["note"]) == ("pass", "failed", "replay: ImportError: gone")
+    seek, beside = seeking.build_bars(names, took, {"resume at 1,000": "OSError: full"}, (500, 1000), 100)
+    assert (seek["verdict"], seek["note"], seek["less_is_better"]) == ("failed", "resume at 1,000: OSError: full", True)
+    assert beside["verdict"] == "pass"
 
 
 def test_a_large_index_reads_as_a_packed_one(toy_root: Path, tmp_path: Path) -> None:

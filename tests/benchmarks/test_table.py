@@ -28,7 +28,10 @@ CPU: dict[str, Any] = {
 }
 GPU: dict[str, Any] = {
     "environment": AROUND | {"gpus": ["NVIDIA H200"]},
-    "bars": [bar.absent_bar("G1", "training", floor=2100, goal=2550, unit="images/s", reason="no time")],
+    "bars": [
+        bar.absent_bar("G1", "training", floor=2100, goal=2550, unit="images/s", reason="no time"),
+        bar.lost_bar("G5", "latency", floor=0.4, goal=0.18, unit="ms", less_is_better=True, reason="out of memory"),
+    ],
 }
 PAGE = f"# Page\n\n{table.BEGIN}\nold\n{table.END}\n\nmore\n"
 
@@ -39,11 +42,13 @@ def test_the_table_holds_all_bars_where_they_come_from_and_what_is_open() -> Non
         "| C1 | writer | 4.5 (4..5) | 3.5x | 6x | pass |",
         "| C3 | reader | 4 (4..4) | 5x | 10x | short |",
         "| G1 | training | - | 2100 images/s | 2550 images/s | n/a |",
+        "| G5 | latency | - | <= 0.4 ms | <= 0.18 ms | failed |",
         "",
         "- 2 cores of Some CPU (avx512f); torch 2.14.1; revision abc; 2026-11-21; `benchmarks/results/bench-cpu.json`",
         "- NVIDIA H200; torch 2.14.1; revision abc; 2026-11-21; `benchmarks/results/bench-gpu.json`",
         "- C3 short: hashing",
         "- G1 n/a: no time",
+        "- G5 failed: out of memory",
         "",
         "![Each bar over its floor, with its goal](docs/images/bars.png)",
     ]

@@ -28,7 +28,7 @@ def figures(ours: list[float], **facts: Any) -> dict[str, Any]:
 
 
 def judge(ours: list[float], *, has_amx: bool = True, **facts: Any) -> dict[str, Any]:
-    bar = training_step.judge(SPEC, figures(ours, **facts), "ours", has_amx=has_amx)
+    bar = training_step.judge(SPEC, figures(ours, **facts), "ours", errors={}, has_amx=has_amx)
     assert bar is not None
     return bar
 
@@ -53,8 +53,12 @@ def test_a_processor_without_matrix_instructions_has_no_bar() -> None:
     assert "amx_bf16" in bar["note"]
 
 
-def test_a_side_that_was_not_measured_has_no_bar() -> None:
-    assert training_step.judge(SPEC, {"r1": {}}, "ours", has_amx=True) is None
+def test_a_side_that_failed_leaves_a_line_and_one_that_nobody_asked_for_none() -> None:
+    bar = training_step.judge(SPEC, {"r1": {}}, "ours", errors={"ours": "died of SIGKILL"}, has_amx=True)
+    assert bar is not None
+    assert (bar["verdict"], bar["ratio"], bar["note"]) == ("failed", None, "ours: died of SIGKILL")
+    assert "16 base channels" in bar["what"]
+    assert training_step.judge(SPEC, {"r1": {}}, "ours", errors={}, has_amx=True) is None
     with pytest.raises(SystemExit, match="2"):
         training_step.main(["--sides", "r1,theirs"])
 
