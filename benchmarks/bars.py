@@ -205,6 +205,35 @@ def choose_programs(only: str | None) -> tuple[list[Program], frozenset[str]]:
     return chosen, frozenset(shown)
 
 
+def choose_record(given: argparse.Namespace, outcomes: Mapping[str, Outcome]) -> tuple[Path | None, str]:
+    """Choose where the record goes: in place of the kept one only where nothing is missing from it.
+
+    Args:
+        given: the arguments.
+        outcomes: by program.
+
+    Returns:
+        The file, None where the record is only printed; and a line for people.
+    """
+    kept = RECORD.relative_to(BENCHMARKS.parent)
+    elsewhere = None if given.json is None or given.json.resolve() == RECORD.resolve() else given.json
+    here = f"the record is {elsewhere}" if elsewhere else "the record is the last line printed (--json FILE keeps it)"
+    failed = [name for name, one in outcomes.items() if one.error]
+    settings = {
+        "--only": given.only,
+        "--quick": given.quick,
+        "--seed": given.seed,
+        "--minutes": given.minutes != MINUTES,
+        "--json": elsewhere,
+    }
+    asked = [name for name, is_set in settings.items() if is_set]
+    if failed:
+        return elsewhere, f"{here}; {kept} was left alone: {', '.join(failed)} failed"
+    if asked:
+        return elsewhere, f"{here}; {kept} was left alone: it is written without {', '.join(asked)}"
+    return RECORD, f"the record is {kept}; next: python benchmarks/plots.py, then python benchmarks/table.py for the README"
+
+
 def _read_bars(parser: argparse.ArgumentParser, path: Path) -> list[dict[str, Any]]:
     try:
         bars: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["bars"]
@@ -228,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--json",
         type=Path,
-        help=f"file for the record; default: {RECORD.relative_to(BENCHMARKS.parent)} where everything is measured with seed 0",
+        help=f"file for the record; default: {RECORD.relative_to(BENCHMARKS.parent)}, where all of it was measured",
     )
     given = parser.parse_args(arguments)
     try:
@@ -258,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}.py failed: {one.error}")
     if before is not None:
         print("\n".join(f"against {given.against.name}: {line}" for line in compare_verdicts(before, bars)))
-    is_whole = not (given.only or given.quick or given.seed)
+    path, told = choose_record(given, outcomes)
     record = {
         "benchmark": "bars",
         "command": ["benchmarks/bars.py", *(sys.argv[1:] if arguments is None else arguments)],
@@ -271,7 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
         "bars": bars,
         "records": {name: one.record for name, one in outcomes.items() if one.record is not None},
     }
-    finish(record, given.json or (RECORD if is_whole else None))
+    finish(record, path)
+    sys.stderr.write(f"{told}\n")
     is_good = all(bar["verdict"] in ("pass", "n/a") for bar in bars) and not any(one.error for one in outcomes.values())
     return 0 if is_good else 1
 

@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ SHORT = bar.make_bar("C3", "reader", [4.0], floor=5, goal=10, note="hashing")
 ABSENT = bar.absent_bar("C8", "step", floor=2.8, goal=5, reason="no AMX")
 LOST = bar.lost_bar("C8", "step", floor=2.8, goal=5, reason="r1: died of SIGKILL")
 
+_LIMIT_S = 120.0  # what takes longer than that does not come
+
 
 def write_program(folder: Path, name: str, body: str) -> None:
     (folder / f"{name}.py").write_text(BEGIN + body)
@@ -35,7 +38,7 @@ def record_with(*made: dict[str, Any]) -> str:
 def wait_for_end(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it is gone already
         handle = os.pidfd_open(pid)
-        ended, _, _ = select.select([handle], [], [], 60)
+        ended, _, _ = select.select([handle], [], [], _LIMIT_S)
         os.close(handle)
         assert ended
 
@@ -80,11 +83,17 @@ def test_a_stop_from_outside_ends_the_program_too(tmp_path: Path) -> None:
     driver += "bars.run_program(bars.Program('slow', (), 1), [], limit_s=600, log=here / 'slow.log', folder=here)"
     process = subprocess.Popen([sys.executable, "-c", driver])
     log = tmp_path / "slow.log"
-    while not (log.is_file() and log.read_text().endswith("\n")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"it ended by itself: {process.wait(timeout=0.05)}")
-    process.terminate()
-    assert process.wait() == 143
+    try:
+        end = time.monotonic() + _LIMIT_S
+        while not (log.is_file() and log.read_text().endswith("\n")):
+            assert time.monotonic() < end, "the program did not start"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"it ended by itself: {process.wait(timeout=0.05)}")
+        process.terminate()
+        assert process.wait(_LIMIT_S) == 143
+    finally:
+        process.kill()
+        process.wait()
     wait_for_end(int(log.read_text()))
 
 
@@ -195,12 +204,45 @@ def test_what_has_no_bar_shows_its_table(
     assert "hidden" not in text
 
 
-def test_a_part_of_the_bars_replaces_no_record_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_the_bars_replaces_no_record_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = tmp_path / "bench-cpu.json"
     monkeypatch.setattr(bars, "RECORD", bars.BENCHMARKS / "results" / kept.name)
     written: list[Path | None] = []
     monkeypatch.setattr(bars, "finish", lambda record, path: written.append(path))
     monkeypatch.setattr(bars, "PROGRAMS", ())
-    for arguments in ([], ["--seed", "1"], ["--quick"], ["--json", str(kept)]):
+    for arguments in ([], ["--seed", "1"], ["--quick"], ["--json", str(kept)], ["--minutes", "1"]):
         bars.main(arguments)
-    assert written == [bars.RECORD, None, None, kept]
+    assert written == [bars.RECORD, None, None, kept, None]
+    told = capsys.readouterr().err.splitlines()
+    told = [line for line in told if "record" in line]
+    name = "benchmarks/results/bench-cpu.json"
+    assert told[0].startswith(f"the record is {name}; next: python benchmarks/plots.py, then python benchmarks/table.py")
+    printed = "the record is the last line printed (--json FILE keeps it)"
+    assert told[1] == f"{printed}; {name} was left alone: it is written without --seed"
+    assert told[3] == f"the record is {kept}; {name} was left alone: it is written without --json"
+    assert told[4].endswith("it is written without --minutes")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_run_in_which_a_program_failed_replaces_no_record(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "results" / "bench-cpu.json"
+    kept.parent.mkdir()
+    kept.write_text("good")
+    monkeypatch.setattr(bars, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(bars, "RECORD", kept)
+    write_program(tmp_path, "one", record_with(GOOD) + end)
+    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", ("C1",), 60),))
+    run = bars.run_programs
+    monkeypatch.setattr(bars, "run_programs", lambda *words, **named: run(*words, **named, folder=tmp_path))
+    assert bars.main([]) == 1
+    assert bars.main(["--json", str(kept)]) == 1
+    assert kept.read_text() == "good"
+    captured = capsys.readouterr()
+    assert captured.err.endswith("results/bench-cpu.json was left alone: one failed\n")
+    assert json.loads(captured.out.splitlines()[-1])["programs"]["one"]["error"]
+    assert bars.main(["--json", str(tmp_path / "other.json")]) == 1
+    assert (kept.read_text(), (tmp_path / "other.json").is_file()) == ("good", True)
