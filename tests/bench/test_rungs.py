@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -163,15 +164,19 @@ def test_packing_rounds_leave_nothing_behind(car_source: Path, tmp_path: Path) -
 
 
 def test_memory_of_children_is_seen() -> None:
-    if not Path("/proc/self/task").is_dir():
+    if not Path(f"/proc/self/task/{os.getpid()}/children").is_file():
         pytest.skip("this system does not tell a process's children")
     hold = "held = b'1' * (64 << 20); print('held', flush=True); input()"
     with watch_children() as peaks_mib:
         child = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"held\n"
-        while peaks_mib.get(child.pid, 0) < 64:  # until the watcher has looked
-            assert child.poll() is None
-            time.sleep(0.01)
-        child.communicate(b"\n")
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"held\n"
+            end = time.monotonic() + 60
+            while peaks_mib.get(child.pid, 0) < 64:  # until the watcher has looked
+                assert child.poll() is None
+                assert time.monotonic() < end, "the child was not seen"
+                time.sleep(0.01)
+        finally:
+            child.communicate(b"\n")
     assert 64 <= peaks_mib[child.pid] < 200

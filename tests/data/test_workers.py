@@ -12,6 +12,8 @@ import pytest
 from unetfast.data.workers import _ThreadWorker, run_tasks
 from unetfast.errors import UserError
 
+_LIMIT_S = 60.0  # what takes longer than that does not come
+
 
 def square(task: int, report: Callable[[int], None]) -> tuple[int, int]:
     report(task)
@@ -54,8 +56,13 @@ def test_a_thread_is_broken_off_behind_the_sample_it_is_at() -> None:
 
     worker = _ThreadWorker(endless)
     worker.give(0)
-    begun.wait()
-    worker.stop()  # ends, or the suite's own time limit says that it does not
+    assert begun.wait(_LIMIT_S)
+    stopping = threading.Thread(
+        target=worker.stop, daemon=True
+    )  # it waits for the worker's end, the test for no longer than this
+    stopping.start()
+    stopping.join(_LIMIT_S)
+    assert not stopping.is_alive()
 
 
 @pytest.mark.parametrize("task", [13, 14])
