@@ -1,10 +1,13 @@
-"""Reading shards: every sample's image and mask in stored order, each byte checked, beside the iteration of others (C3).
+"""Reading shards: every sample's image, mask and JSON in stored order, each byte checked, beside the iteration of others (C3).
 
     python benchmarks/reading.py
 
-Files are in the page cache, and what is opened once is opened before the clock starts. Ours reads by index and tests the hash
-of every member; webdataset iterates over the same tars; streaming and litdata read what their own writers wrote of the same
-samples. Nothing is decoded.
+Ours reads by index and tests the hash of every member; webdataset iterates over the same tars; streaming and litdata read what
+their own writers wrote of the same samples. All sides hand out the same bytes, and decode and parse none.
+
+Each pass of ours and of webdataset opens its files anew: index and tars here, pipeline and tars there. Which tars there are is
+known to both before the clock starts, from our manifest and as a list. streaming and litdata, which are in no bar, are opened
+once for all rounds. Files are in the page cache, and sets as small as these partly in the processor's caches, for all alike.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from material import Took
 from peers import PeersMissingError, readers
 
 from unetfast.bench.harness import installed_version, take_turns
-from unetfast.data.reader import SplitReader, open_shards
+from unetfast.data.reader import ShardFolder, open_shards
 
 _ROUND_SAMPLES, _QUICK_ROUND_SAMPLES = 4096, 32  # read by each side in a round
 _COLUMNS = {"images/s": "images_per_s", "MB/s": "mb_per_s", "core-us/image": "core_us_per_image"}
@@ -57,15 +60,14 @@ def measure_readers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     samples = material.read_samples(made.shards)
     passes = max(1, (_QUICK_ROUND_SAMPLES if given.quick else _ROUND_SAMPLES) // len(samples))
     tars = sorted((made.shards / "train").glob("*.tar"))
-    num_bytes = sum(len(sample.image) + len(sample.mask) for sample in samples)
     failed: dict[str, str] = {}
+    shards = open_shards(made.shards)
+    num_bytes = count_bytes(shards)
     with ExitStack() as stack:
         folder = stack.enter_context(material.folder_in_memory(given.data, 4 * num_bytes))
-        shards = open_shards(made.shards)
-        checked, unchecked = (stack.enter_context(shards.split("train", checksum=checksum)) for checksum in (True, False))
         reads: dict[str, Callable[[], tuple[int, int]]] = {
-            _OURS: partial(read_ours, checked),
-            "unetfast, not checked": partial(read_ours, unchecked),
+            _OURS: partial(read_ours, shards, checksum=True),
+            "unetfast, not checked": partial(read_ours, shards, checksum=False),
         }
         for name, build in readers.build_readers(tars, samples, folder).items():
             if given.quick and name in ("streaming", "litdata"):
@@ -76,7 +78,7 @@ def measure_readers(made: material.Shards, given: argparse.Namespace) -> tuple[d
                 failed[name] = str(error)
         for name, read in reads.items():  # once for the page cache, and to see that each reads all there is
             count, found_bytes = read()
-            if count != len(samples) or found_bytes < num_bytes:
+            if count != len(samples) or found_bytes != num_bytes:
                 failed[name] = f"read {count} samples of {found_bytes} bytes, expected {len(samples)} of {num_bytes}"
         turns = {
             name: material.settle(partial(_read_often, read, passes), name, failed)
@@ -98,12 +100,19 @@ def measure_readers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     return facts, sides, make_bar("C3", what, material.ratios(took[_OURS], took[_PEER]), floor=5, goal=10)
 
 
-def read_ours(reader: SplitReader) -> tuple[int, int]:
-    """Read image and mask of each sample of a split."""
+def count_bytes(shards: ShardFolder) -> int:
+    """Sum the lengths of all members of the training samples, as the index tells them."""
+    with shards.split("train") as reader:
+        return sum(int(reader.rows[f"{member}_length"].sum()) for member in ("image", "mask", "json"))
+
+
+def read_ours(shards: ShardFolder, *, checksum: bool) -> tuple[int, int]:
+    """Open the training split, and read image, mask and JSON of each sample."""
     num_bytes = 0
-    for sample in range(reader.num_samples):
-        num_bytes += len(reader.read_image(sample)) + len(reader.read_mask(sample))
-    return reader.num_samples, num_bytes
+    with shards.split("train", checksum=checksum) as reader:
+        for sample in range(reader.num_samples):
+            num_bytes += len(reader.read_image(sample)) + len(reader.read_mask(sample)) + len(reader.read_json_bytes(sample))
+        return reader.num_samples, num_bytes
 
 
 def _read_often(read: Callable[[], tuple[int, int]], passes: int) -> Took:

@@ -147,9 +147,13 @@ class SplitReader:
         """Read a sample's encoded mask; raises as `read_image` does."""
         return self._read(sample, "mask")
 
+    def read_json_bytes(self, sample: int) -> bytes:
+        """Read a sample's `<key>.json` as it is stored; raises as `read_image` does."""
+        return self._read(sample, "json")
+
     def read_json(self, sample: int) -> dict[str, Any]:
         """Read a sample's `<key>.json`; raises as `read_image` does."""
-        data = self._read(sample, "json")
+        data = self.read_json_bytes(sample)
         try:
             tree = json.loads(data)
         except ValueError as error:
