@@ -139,7 +139,7 @@ C5 = Group(
         SideKind("ours at half size", "ours_loader", "shards", size_hw=HALF_HW, extra=True),
     ),
     (
-        BarKind("ours fast", "R1", 10, 16, 30),
+        BarKind("ours fast", "R1", 10, 16, 35),
         BarKind("ours exact", "R1", 7, 11, 50),
         BarKind("ours packed at size", "R1", 60, 120, 50),
     ),

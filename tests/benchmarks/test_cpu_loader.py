@@ -190,6 +190,8 @@ def test_the_carvana_bars_are_on_the_clock() -> None:
     assert bar["ratio"]["rounds"] == [10.0]
     assert bar["verdict"] == "pass"
     assert "per core-second 5x" in bar["note"]
+    [bar] = cpu_loader.make_bars(cpu_loader.C5, data, sides | {"ours fast": made_side([20.0], [1.0], db=34.9)})
+    assert bar["verdict"] == "short"  # fast, but not the pixels
 
 
 def test_groups_by_name() -> None:
