@@ -15,6 +15,7 @@ from small_config import make_config
 from unetfast.bench import ablate, loader
 from unetfast.bench.ablate import Switch, Unswitched, change, find_switches, format_ablation, run_ablation
 from unetfast.bench.harness import spread
+from unetfast.bench.rung import RungResult
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
 from unetfast.device import AmpPolicy
@@ -119,7 +120,7 @@ def test_run_measures_each_switch_and_lists_the_rest(
         assert row["speedup"]["rounds"][0] == pytest.approx(
             row["images_per_s_on"]["rounds"][0] / row["images_per_s_off"]["rounds"][0], rel=0.01
         )
-        assert row["says"] in ("faster", "slower", "cannot tell")
+        assert row["says"] == "cannot tell"  # of three rounds
     masks = record["switched"][2]
     assert masks["data"] == f"{car_source.name}, packed for this"
     assert not list(car_source.parent.glob("ablation-*"))
@@ -131,11 +132,27 @@ def test_run_measures_each_switch_and_lists_the_rest(
 
 
 @pytest.mark.parametrize(
-    ("rounds", "says"),
-    [((1.2, 1.1, 1.3), "faster"), ((0.9, 0.8, 0.95), "slower"), ((1.2, 0.9, 1.3), "cannot tell"), ((1.5, 1.6), "cannot tell")],
+    ("on", "off", "says"),
+    [
+        ((12, 12.1, 12.2, 12.1), (10, 10.1, 10, 10.2), "faster"),
+        ((10, 10.1, 10, 10.2), (12, 12.1, 12.2, 12.1), "slower"),
+        ((10.1, 10.1, 10.1, 10.1), (10, 10, 10, 10), "same"),  # each round is faster, by less than counts
+        ((12, 13, 15, 18), (10, 11, 11, 11.5), "cannot tell"),  # the rounds move more than what lies between them
+        ((10, 12, 9, 12), (10, 10, 10, 10), "cannot tell"),
+        ((15, 15, 15), (10, 10, 10), "cannot tell"),  # too few
+    ],
 )
-def test_verdict_respects_the_spread(rounds: tuple[float, ...], says: str) -> None:
-    assert ablate._judge(spread(rounds)) == says
+def test_an_ablation_is_judged_as_two_records_are(on: tuple[float, ...], off: tuple[float, ...], says: str) -> None:
+    switch = Switch("checksum", "loader", "loader.checksum=false")
+    row = ablate._compare(switch, made_result(on), made_result(off), data="shards")
+    assert row["says"] == says
+    assert row["speedup"]["rounds"] == pytest.approx([one / other for one, other in zip(on, off, strict=True)], rel=1e-3)
+    told = format_ablation({"switched": [row], "unswitched": []})
+    assert ("take --rounds 4 or more" in told) == (len(on) < 4)
+
+
+def made_result(images_per_s: tuple[float, ...]) -> RungResult:
+    return RungResult("loader", spread(images_per_s), spread([1.0] * len(images_per_s)), 100.0, None, {})
 
 
 def test_rounds_too_short_to_count_processor_time_have_no_core_ratio() -> None:

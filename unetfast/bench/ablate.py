@@ -1,7 +1,8 @@
 """What each optimisation gives: one is switched off at a time, and held against everything on.
 
 Each is switched where a user would: by a config key, or by an option of packing. Sides of one rung take turns, so what a
-machine does meanwhile hits all of them alike. What cannot be switched off here is listed with the reason.
+machine does meanwhile hits all of them alike; what helps is judged by the rule by which two records are compared. What cannot
+be switched off here is listed with the reason.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from unetfast.bench.compare import MIN_ROUNDS, UNKNOWN, judge_change
 from unetfast.bench.harness import format_spread, format_table, spread
 from unetfast.bench.loader import LoaderRung
 from unetfast.bench.model import ModelRung
@@ -34,8 +36,6 @@ from unetfast.train.runfolder import RunFolder
 from unetfast.train.setup import build_run
 
 FULL = "all on"
-UNCLEAR = "cannot tell"
-MIN_ROUNDS = 3  # fewer agree by chance
 _MASKS = "LZ4 masks"
 
 
@@ -144,7 +144,7 @@ def run_ablation(
     Returns:
         `switched`, a row for each: name, rung, `off` (how), `images_per_s_on` and `images_per_s_off` (spreads),
         `speedup` (spread of on / off, round by round), `core_s_ratio` (core-seconds an image, off / on; None where rounds are
-        too short), `says` ("faster", "slower", or "cannot tell" where rounds disagree or are too few), `data` (what was read);
+        too short), `says` ("faster", "slower", "same" or "cannot tell", as `judge_change` says), `data` (what was read);
         `unswitched`: name, rung, reason; `rounds`.
 
     Raises:
@@ -239,7 +239,7 @@ def _compare(switch: Switch, on: RungResult, off: RungResult, *, data: str) -> d
         "images_per_s_off": off.images_per_s,
         "speedup": speedup,
         "core_s_ratio": _divide(off.core_s_per_image, on.core_s_per_image),
-        "says": _judge(speedup),
+        "says": judge_change(off.images_per_s, on.images_per_s)["verdict"],
         "data": data,
     }
 
@@ -250,13 +250,6 @@ def _divide(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any
     return spread([one / other for one, other in pairs]) if all(one and other for one, other in pairs) else None
 
 
-def _judge(speedup: Mapping[str, Any]) -> str:
-    """Say whether an optimisation helps: only where all of several rounds agree."""
-    if len(speedup["rounds"]) < MIN_ROUNDS:
-        return UNCLEAR
-    return "faster" if speedup["min"] > 1 else "slower" if speedup["max"] < 1 else UNCLEAR
-
-
 def format_ablation(record: Mapping[str, Any]) -> str:
     """Write a table for people from what `run_ablation` returned."""
     rows = [["with it, against without", "rung", "speedup", "core-s ratio", "images/s on", "off", "it is", "switched off by"]]
@@ -265,5 +258,7 @@ def format_ablation(record: Mapping[str, Any]) -> str:
         speeds = (f"{row[name]['median']:.4g}" for name in ("images_per_s_on", "images_per_s_off"))
         rows.append([row["name"], row["rung"], *figures, *speeds, row["says"], row["off"]])
     lines = [format_table(rows)] if record["switched"] else ["nothing can be switched off here"]
+    if any(row["says"] == UNKNOWN and len(row["speedup"]["rounds"]) < MIN_ROUNDS for row in record["switched"]):
+        lines.append(f"fewer than {MIN_ROUNDS} rounds tell nothing; take --rounds {MIN_ROUNDS} or more")
     lines += [f"not switched: {one['name']} ({one['rung']}): {one['reason']}" for one in record["unswitched"]]
     return "\n".join(lines)
