@@ -22,6 +22,7 @@ from apart import describe_death, one_line
 
 from unetfast.bench.harness import SideError
 from unetfast.errors import UserError
+from unetfast.hostmemory import read_status_bytes
 
 START_TIMEOUT_S = 90.0
 ROUND_TIMEOUT_S = 30.0
@@ -272,8 +273,4 @@ def _synchronize(device: Any) -> None:
 
 def read_status_mib(name: str, pid: int | None = None) -> float:
     """Read a memory figure of a process (None: this one), MiB (VmRSS: now, VmHWM: the most so far); 0 where it is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid or 'self'}/status") as file:  # noqa: PTH123
-        for line in file:
-            if line.startswith(f"{name}:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    return 0.0
+    return round(read_status_bytes(name, pid) / 2**20, 1)

@@ -79,14 +79,11 @@ class PeakMemory:
     """
 
     def start(self) -> None:
-        with contextlib.suppress(OSError):
-            (_PROC / "self" / "clear_refs").write_text("5")
+        reset_peak()
 
     def read(self) -> int:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in (_PROC / "self" / "status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
+        if peak := read_status_bytes("VmHWM"):
+            return peak
         import resource  # not on Windows, which torch's own allocator errors serve alone
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -95,8 +92,24 @@ class PeakMemory:
 
 def resident_bytes() -> int:
     """Count the bytes of memory that this process holds now; 0 where the system does not say."""
+    return read_status_bytes("VmRSS")
+
+
+def reset_peak() -> None:
+    """Let the system count this process's peak of resident memory anew, where it can (Linux; else the peak stays)."""
+    with contextlib.suppress(OSError):
+        (_PROC / "self" / "clear_refs").write_text("5")
+
+
+def read_status_bytes(name: str, process: int | None = None) -> int:
+    """Read a figure of a process's memory, bytes; 0 where the system does not say, or the process is gone.
+
+    Args:
+        name: of a line of /proc/PID/status: "VmRSS" (resident now), "VmHWM" (the most so far, or since `reset_peak`), ...
+        process: its id; None: this one.
+    """
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (_PROC / "self" / "status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+        for line in (_PROC / str(process or "self") / "status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return 0

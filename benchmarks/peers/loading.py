@@ -22,7 +22,9 @@ from typing import Any
 import quality
 import torch
 from apart import one_line
-from side import BuiltSide, read_status_mib, take_batches
+from side import BuiltSide, take_batches
+
+from unetfast.hostmemory import reset_peak
 
 _SWEEP_S = 0.6
 
@@ -171,10 +173,3 @@ def judge(module: Any, task: LoaderTask) -> dict[str, Any]:
 def describe_tensor(tensor: torch.Tensor) -> str:
     """Say type and shape, so that a record shows what was made."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))}"
-
-
-def reset_peak() -> None:
-    """Let VmHWM begin anew, where the kernel allows it: the sweep and the judge are not what a loader needs."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        read_status_mib("VmHWM")

@@ -17,10 +17,10 @@ from unetfast.bench.rung import (
     Stopwatch,
     measure_rungs,
     read_host_peak_mib,
-    reset_host_peak,
     steps_of,
     sum_up,
 )
+from unetfast.hostmemory import reset_peak
 
 
 @dataclass
@@ -82,7 +82,7 @@ def touch_pages(num_mib: int) -> None:
 
 def test_peaks_hold_the_most_memory_of_the_rounds_and_not_of_before() -> None:
     touch_pages(256)
-    reset_host_peak()
+    reset_peak()
     base_mib, peaks = read_host_peak_mib(), Peaks()
     if base_mib == 0:
         pytest.skip("this system does not tell a process's peak of memory")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unetfast.bench.harness import spread, take_turns
+from unetfast.hostmemory import read_status_bytes, reset_peak
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class Peaks:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Around a round: afterwards `host_mib` and `device_mib` hold the greatest peak of all rounds so far."""
-        reset_host_peak()
+        reset_peak()
         if self._device is not None:
             import torch
 
@@ -111,23 +111,13 @@ class Peaks:
             self.device_mib = max(self.device_mib or 0.0, torch.cuda.max_memory_allocated(self._device) / 2**20)
 
 
-def reset_host_peak() -> None:
-    """Let the system count this process's peak of resident memory anew, where it can (Linux; else the peak stays)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def read_host_peak_mib(process: int | None = None) -> float:
     """Read the most resident memory of a process since the last reset, MiB; 0 where the system does not say.
 
     Args:
         process: its id; None: this one.
     """
-    with suppress(OSError):
-        for line in Path(f"/proc/{process or 'self'}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+    return read_status_bytes("VmHWM", process) / 2**20
 
 
 class Stopwatch:

@@ -26,7 +26,7 @@ from unetfast.loader.foreground import CropRule
 from unetfast.loader.masklookup import StoredMask, gather_mask
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
-    decode_reduced,
+    decode_sample,
     flip_image,
     flip_matrix,
     resize_box,
@@ -145,20 +145,12 @@ class _Work:
         top, left, bottom, right = crop_yxyx
         reduction = choose_jpeg_reduction((bottom - top, right - left), target_hw, self.config.decode) if codec == "jpeg" else 1
         if self.cache is None or self.boxes_are_fixed:
-            return self._decode_anew(sample_id, codec, reduction), reduction
+            return decode_sample(self.reader, sample_id, reduction), reduction
         rgb_HWC = self.cache.find((sample_id, reduction))
         if rgb_HWC is None:
-            rgb_HWC = self._decode_anew(sample_id, codec, reduction)
+            rgb_HWC = decode_sample(self.reader, sample_id, reduction)
             self.cache.keep((sample_id, reduction), rgb_HWC)
         return rgb_HWC, reduction
-
-    def _decode_anew(self, sample_id: int, codec: str, reduction: int) -> np.ndarray:
-        record = self.reader.rows[sample_id]
-        data = self.reader.read_image(sample_id)
-        try:
-            return decode_reduced(data, codec, (int(record["height"]), int(record["width"])), reduction)
-        except ValueError as error:
-            raise CorruptShardError(self.reader.describe(sample_id, "image"), f"cannot be decoded ({error})") from None
 
     def _find_mask(self, sample_id: int) -> StoredMask:
         """Return a mask, inflated; one of bits stays packed."""

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 
 from unetfast.data.codecs import decode_image
+from unetfast.data.reader import SplitReader
+from unetfast.errors import CorruptShardError
 from unetfast.loader.scratch import scratch_array
 
 # how many decoded pixels, at least, one target pixel must still average, per axis, after a scaled JPEG decode
@@ -40,6 +42,19 @@ def choose_jpeg_reduction(
     """
     least = min(crop_hw[0] / target_hw[0], crop_hw[1] / target_hw[1])
     return next((reduction for reduction in _JPEG_REDUCTIONS if least / reduction >= _SLACK * MIN_REDUCTION[decode]), 1)
+
+
+def decode_sample(reader: SplitReader, sample_id: int, reduction: int) -> np.ndarray:
+    """Read and decode a sample's image, a JPEG at 1/reduction of its size; see `decode_reduced`.
+
+    Raises:
+        CorruptShardError: it cannot be read or decoded; names key, shard and offset.
+    """
+    record, data = reader.rows[sample_id], reader.read_image(sample_id)
+    try:
+        return decode_reduced(data, reader.image_codec(sample_id), (int(record["height"]), int(record["width"])), reduction)
+    except ValueError as error:
+        raise CorruptShardError(reader.describe(sample_id, "image"), f"cannot be decoded ({error})") from None
 
 
 def decode_reduced(data: bytes, codec: str, hw: tuple[int, int], reduction: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import torch
 from unetfast.config import LoaderConfig
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError, UserError
-from unetfast.loader.pixels import choose_jpeg_reduction, decode_reduced, resize_box
+from unetfast.loader.pixels import choose_jpeg_reduction, decode_sample, resize_box
 from unetfast.loader.stream import SampleStream
 
 _STAGE_BYTES = 128 << 20  # of a piece that is copied to the device at once, about
@@ -253,12 +253,9 @@ class _Decoding:
             return
         row = self.reader.rows[sample_id]
         stored_hw = int(row["height"]), int(row["width"])
-        data, codec = self.reader.read_image(sample_id), self.reader.image_codec(sample_id)
-        reduction = choose_jpeg_reduction(stored_hw, self.target_hw, self.config.decode) if codec == "jpeg" else 1
-        try:
-            rgb_HWC = decode_reduced(data, codec, stored_hw, reduction)
-        except ValueError as error:
-            raise CorruptShardError(self.reader.describe(sample_id, "image"), f"cannot be decoded ({error})") from None
+        is_jpeg = self.reader.image_codec(sample_id) == "jpeg"
+        reduction = choose_jpeg_reduction(stored_hw, self.target_hw, self.config.decode) if is_jpeg else 1
+        rgb_HWC = decode_sample(self.reader, sample_id, reduction)
         resize_box(rgb_HWC, np.array([0, 0, *stored_hw]) / reduction, out_HWC)
 
 
