@@ -159,17 +159,22 @@ def test_packing_rounds_leave_nothing_behind(car_source: Path, tmp_path: Path) -
     sources = [path for path in car_source.rglob("*") if path.suffix in (".jpg", ".gif")]
     assert facts["source_bytes"] == sum(path.stat().st_size for path in sources)
     assert done.figures["source_mib_per_s"] * done.wall_s * 2**20 == pytest.approx(facts["source_bytes"])
-    assert done.figures["workers_peak_mib"] == 0  # this process packs alone
+    assert done.figures["workers_peak_mib"] >= 0  # what else this process may start meanwhile is seen too
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_of_children_is_seen() -> None:
+def start_python(code: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_memory_of_children_is_seen_but_not_of_those_that_stood_before() -> None:
     if not Path(f"/proc/self/task/{os.getpid()}/children").is_file():
         pytest.skip("this system does not tell a process's children")
     hold = "held = b'1' * (64 << 20); print('held', flush=True); input()"
-    with watch_children() as peaks_mib:
-        child = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
+    with start_python(hold) as older:
+        assert older.stdout is not None
+        assert older.stdout.readline() == b"held\n"
+        with watch_children() as peaks_mib, start_python(hold) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == b"held\n"
             end = time.monotonic() + 60
@@ -177,6 +182,7 @@ def test_memory_of_children_is_seen() -> None:
                 assert child.poll() is None
                 assert time.monotonic() < end, "the child was not seen"
                 time.sleep(0.01)
-        finally:
             child.communicate(b"\n")
+        older.communicate(b"\n")
     assert 64 <= peaks_mib[child.pid] < 200
+    assert older.pid not in peaks_mib

@@ -64,16 +64,18 @@ class ShardRung:
 
 @contextmanager
 def watch_children() -> Iterator[dict[int, float]]:
-    """Look at the children of this process meanwhile: each one's most resident memory, MiB, by process id.
+    """Look at the children that this process starts meanwhile: each one's most resident memory, MiB, by process id.
 
-    What a child takes in its last moments, behind the last look, is not seen. Empty where the system does not tell; Linux does.
+    Children that stand before (another's workers, multiprocessing's resource tracker) do not count. What a child takes in its
+    last moments, behind the last look, is not seen. Empty where the system does not tell; Linux does.
     """
     peaks_mib: dict[int, float] = {}
+    standing = set(_list_children())
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(_LOOK_S):
-            for process in _list_children():
+            for process in set(_list_children()) - standing:
                 with suppress(OSError, IndexError, ValueError):
                     peaks_mib[process] = read_host_peak_mib(process) or peaks_mib.get(process, 0.0)
 
