@@ -81,3 +81,23 @@ def test_a_record_is_the_last_line_and_a_file(tmp_path: Path, capsys: pytest.Cap
     harness.finish({"a": [1, 2]}, tmp_path / "deep" / "record.json")
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"a": [1, 2]}
     assert json.loads((tmp_path / "deep" / "record.json").read_text()) == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ("/home/someone/shards/carvana", "carvana"),
+        ("--out=/home/x/a.json", "--out=a.json"),
+        ("cannot open '/mnt/data/b.tar', nor /mnt/c.tar: no such file", "cannot open 'b.tar', nor c.tar: no such file"),
+        ("images/s, ours / theirs, 1/2", "images/s, ours / theirs, 1/2"),
+        ("https://example.org/a/b and shards/toy/a.tar", "https://example.org/a/b and shards/toy/a.tar"),
+    ],
+)
+def test_places_of_this_machine_leave_a_text(told: str, left: str) -> None:
+    assert harness.without_places(told) == left
+
+
+def test_places_leave_a_record_at_any_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harness.finish({"a": [{"b": ("/home/x/y", 1, None)}], "/home/key/": True}, tmp_path / "record.json")
+    told = {"a": [{"b": ["y", 1, None]}], "/home/key/": True}
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "record.json").read_text()) == told

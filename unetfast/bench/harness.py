@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _ROOT = Path(__file__).parents[2]
+# the folders of an absolute path, wherever in a text it stands; not those of an address, and no "images/s"
+_FOLDERS = re.compile(r"(?<![\w./:~-])/(?:[^\s/'\",:]+/)+")
 
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "lz4", "xxhash")
 # of these a machine has one name or another, or none
@@ -161,8 +164,24 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def without_places(value: Any) -> Any:
+    """Leave the folders of absolute paths out of all strings of a record: places of this machine say nothing to others.
+
+    Args:
+        value: JSON: a string, or lists and dicts of them; the names of paths stay, keys are left as they are.
+    """
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, Mapping):
+        return {key: without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    return value
+
+
 def finish(record: dict[str, Any], path: Path | None) -> None:
-    """Print a record as the last line, for programs, and write it to `path`, where one is given."""
+    """Print a record, without places of this machine, as the last line, and write it to `path`, where one is given."""
+    record = without_places(record)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
