@@ -148,11 +148,11 @@ def test_the_loader_says_what_it_keeps(shards: Path) -> None:
 
 
 def test_what_a_split_needs_is_counted_from_its_sizes() -> None:
-    stored_hw = np.array([[1280, 1918], [10, 17]], dtype=np.uint32)
+    stored_hw = np.array([[1280, 1918], [16, 20]], dtype=np.uint32)
     resized = count_need(stored_hw, 1, (160, 240), are_resized=True)
-    assert resized.num_bytes == 1280 * 240 + 10 * 3 + 2 * 3 * 160 * 240
-    assert count_need(stored_hw, 16, (160, 240), are_resized=False).num_bytes == (3 + 2) * (1280 * 1918 + 10 * 17)
-    assert describe_cache(resized.num_bytes // 4, resized).startswith("ram, 0.00 GiB for 25% of the samples")
+    assert resized.num_bytes == 1280 * 240 + 64 + 2 * 3 * 160 * 240  # 48 bytes take a cache line
+    assert resized.largest_bytes == 1280 * 240
+    assert count_need(stored_hw, 16, (160, 240), are_resized=False).num_bytes == (3 + 2) * (1280 * 1918 + 16 * 20)
 
 
 @pytest.fixture
@@ -160,18 +160,64 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return lambda num_bytes: monkeypatch.setattr(ramcache, "available_host_bytes", lambda: num_bytes)
 
 
+def test_all_samples_fit_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ramcache, "_SLAB_BYTES", 4096)
+    stored_hw = np.random.default_rng(0).integers(8, 90, (200, 2))
+    need = count_need(stored_hw, 8, (20, 30), are_resized=True)
+    assert describe_cache(need.most_bytes, need) == "ram, 0.00 GiB for all samples, images at batch size"
+    for max_bytes in (need.most_bytes, need.num_bytes // 2):
+        cache = RamCache(max_bytes, slab_bytes=need.slab_bytes)
+        for sample, (height, width) in enumerate(stored_hw.tolist()):
+            cache.keep(("image", sample), np.zeros((20, 30, 3), dtype=np.uint8))
+            cache.keep(("mask", sample), np.zeros((height, width), dtype=np.uint8))
+        if max_bytes == need.most_bytes:
+            assert len(cache) == 400
+    # half of it all: what is said of the samples holds of their bytes
+    assert describe_cache(max_bytes, need) == "ram, 0.00 GiB for about 47% of the samples, images at batch size"
+    held = [array.nbytes for key in itertools.product(("image", "mask"), range(200)) if (array := cache.find(key)) is not None]
+    assert 0.45 < sum(held) / need.num_bytes <= 0.5
+    assert cache.num_bytes <= max_bytes
+
+
+def test_a_copy_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, copyto = RamCache(10_000), np.copyto
+    inside: list[tuple[np.ndarray | None, np.ndarray | None]] = []
+
+    def copy(target: np.ndarray, source: np.ndarray) -> None:
+        if not inside:
+            inside.append((None, None))
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(cache.keep, "other", np.arange(4)).result()
+                pool.submit(cache.keep, "one", np.arange(5)).result()  # is being kept: this one goes
+            inside.append((cache.find("one"), cache.find("other")))
+        copyto(target, source)
+
+    monkeypatch.setattr(ramcache.np, "copyto", copy)
+    cache.keep("one", np.arange(3))
+    half_done, other = inside[1]
+    assert half_done is None  # nobody finds what is not whole
+    assert other is not None
+    kept = cache.find("one")
+    assert kept is not None
+    assert kept.tolist() == [0, 1, 2]
+
+
 def test_memory_is_taken_by_the_setting_or_half_of_what_is_free(free: Callable[[int | None], None]) -> None:
     all_of_it = count_need(np.full((100_000, 2), 500), 8, (160, 240), are_resized=False)
     little = count_need(np.full((10, 2), 100), 8, (160, 240), are_resized=True)
     free(16 * GIB)
     assert allow_bytes(LoaderConfig(), all_of_it) == 8 * GIB
-    assert allow_bytes(LoaderConfig(), all_of_it, world_size=4) == 2 * GIB
+    assert allow_bytes(LoaderConfig(), all_of_it, local_size=4) == 2 * GIB
     assert allow_bytes(LoaderConfig(cache_mib=1024), all_of_it) == GIB
+    assert allow_bytes(LoaderConfig(cache_mib=1024), all_of_it, local_size=4) == GIB // 4
+    assert allow_bytes(LoaderConfig(), little, local_size=4) == allow_bytes(LoaderConfig(), little) == little.most_bytes
     assert little.num_bytes < allow_bytes(LoaderConfig(), little) < GIB
     free(2 * GIB)
     assert allow_bytes(LoaderConfig(cache_mib=999_999), little) < GIB  # far more than it needs
     with pytest.raises(UserError, match=r"loader\.cache_mib = 4096 is 4\.00 GiB, and 2\.00 GiB are free"):
         allow_bytes(LoaderConfig(cache_mib=4096), all_of_it)
+    with pytest.raises(UserError, match=r"loader\.cache_mib = 4096"):  # shared, it is no less
+        allow_bytes(LoaderConfig(cache_mib=4096), all_of_it, local_size=8)
     free(None)
     assert allow_bytes(LoaderConfig(cache_mib=64), all_of_it) == 64 << 20
     with pytest.raises(UserError, match=r"does not say how much memory is free; set loader\.cache_mib"):

@@ -97,6 +97,7 @@ def build_loader(
     batch_size: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    local_size: int = 1,
 ) -> Loader:
     """Build the loader of one split.
 
@@ -109,7 +110,8 @@ def build_loader(
         size_hw: height and width of the batches, pixels; None takes `loader.size_hw`.
         batch_size: global, over all ranks; None takes `loader.batch_size`.
         rank: of this process.
-        world_size: number of processes.
+        world_size: number of processes, on all machines.
+        local_size: number of processes on this machine, which share its memory.
 
     Raises:
         UserError: the settings do not fit together, or the backend cannot be had.
@@ -147,7 +149,7 @@ def build_loader(
         return ResidentLoader(stream, config, num_threads=num_threads, device=device)
     if choice.name == "dali":
         return _import_dali_loader()(stream, config, num_threads=num_threads, device=device)
-    return CpuLoader(stream, config.loader, num_threads=num_threads, device=device)
+    return CpuLoader(stream, config.loader, num_threads=num_threads, device=device, local_size=local_size)
 
 
 def _import_dali_loader() -> type[DaliLoader]:

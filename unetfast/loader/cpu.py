@@ -193,6 +193,7 @@ class CpuLoader(PrefetchLoader[_Job]):
         config: prefetch_batches, decode, on_bad, cache, cache_mib.
         num_threads: worker threads.
         device: where batches are wanted.
+        local_size: processes on this machine, which share its memory.
 
     Raises:
         UserError: the cache may take more memory than is free.
@@ -200,9 +201,11 @@ class CpuLoader(PrefetchLoader[_Job]):
 
     backend = "cpu"
 
-    def __init__(self, stream: SampleStream, config: LoaderConfig, *, num_threads: int, device: torch.device) -> None:
+    def __init__(
+        self, stream: SampleStream, config: LoaderConfig, *, num_threads: int, device: torch.device, local_size: int = 1
+    ) -> None:
         labels = stream.reader.manifest.labels
-        cache, self._facts = _open_cache(stream, config)
+        cache, self._facts = _open_cache(stream, config, local_size)
         work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed)
         super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)
         self._device = device
@@ -238,7 +241,7 @@ class CpuLoader(PrefetchLoader[_Job]):
                 self._free.append(job.slot)
 
 
-def _open_cache(stream: SampleStream, config: LoaderConfig) -> tuple[RamCache | None, str]:
+def _open_cache(stream: SampleStream, config: LoaderConfig, local_size: int) -> tuple[RamCache | None, str]:
     """Open the cache that the config asks for, and say what it will hold; a pass over each sample once has none."""
     if config.cache != "ram" or not stream.training:
         return None, ""
@@ -246,5 +249,5 @@ def _open_cache(stream: SampleStream, config: LoaderConfig) -> tuple[RamCache | 
     # a damaged row may claim any size, and is refused when its sample is read
     stored_hw = np.minimum(np.stack([reader.rows["height"], reader.rows["width"]], axis=1), reader.split.max_hw)
     need = count_need(stored_hw, reader.manifest.mask_bits, stream.target_hw, are_resized=stream.boxes_are_fixed)
-    max_bytes = allow_bytes(config, need, world_size=stream.world_size)
-    return RamCache(max_bytes), describe_cache(max_bytes, need)
+    max_bytes = allow_bytes(config, need, local_size=local_size)
+    return RamCache(max_bytes, slab_bytes=need.slab_bytes), describe_cache(max_bytes, need)

@@ -43,7 +43,7 @@ class RamCache:
         self._slab_bytes = slab_bytes
         self._slab = np.empty(0, dtype=np.uint8)
         self._used = 0  # of the slab
-        self._kept: dict[Hashable, np.ndarray] = {}
+        self._kept: dict[Hashable, np.ndarray | None] = {}  # None: a thread is copying it
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -58,10 +58,11 @@ class RamCache:
         with self._lock:
             if key in self._kept or (place := self._take(array.nbytes)) is None:
                 return
-            copy = place.view(array.dtype).reshape(array.shape)
-            np.copyto(copy, array)
-            copy.flags.writeable = False
-            self._kept[key] = copy
+            self._kept[key] = None
+        copy = place.view(array.dtype).reshape(array.shape)
+        np.copyto(copy, array)
+        copy.flags.writeable = False
+        self._kept[key] = copy
 
     def _take(self, num_bytes: int) -> np.ndarray | None:
         """Take memory from the slab, or from a new one; what is left of the old one is lost."""
@@ -82,11 +83,23 @@ class Need:
 
     Args:
         num_bytes: of all samples.
+        largest_bytes: of the largest image or mask.
         are_resized: whether images are kept at the batch's size; else as decoded, and `num_bytes` is that of whole images.
     """
 
     num_bytes: int
+    largest_bytes: int
     are_resized: bool
+
+    @property
+    def slab_bytes(self) -> int:
+        """Size of slabs that lose at most a sixteenth at their ends."""
+        return max(_SLAB_BYTES, 16 * self.largest_bytes)
+
+    @property
+    def most_bytes(self) -> int:
+        """Memory in which every sample has room: what they take, the ends of full slabs, and one slab that is not full."""
+        return self.num_bytes + self.num_bytes // 15 + self.slab_bytes
 
 
 def count_need(stored_hw: np.ndarray, mask_bits: int, target_hw: tuple[int, int], *, are_resized: bool) -> Need:
@@ -100,20 +113,21 @@ def count_need(stored_hw: np.ndarray, mask_bits: int, target_hw: tuple[int, int]
     """
     height, width = stored_hw.astype(np.int64).T
     mask_bytes = height * -(-width * mask_bits // 8)
-    image_bytes = np.full(len(height), target_hw[0] * target_hw[1]) if are_resized else height * width
-    return Need(int(mask_bytes.sum() + 3 * image_bytes.sum()), are_resized)
+    image_bytes = 3 * (np.full(len(height), target_hw[0] * target_hw[1]) if are_resized else height * width)
+    sizes = -(-np.concatenate([mask_bytes, image_bytes]) // _ALIGN) * _ALIGN
+    return Need(int(sizes.sum()), int(sizes.max(initial=0)), are_resized)
 
 
-def allow_bytes(config: LoaderConfig, need: Need, *, world_size: int = 1) -> int:
+def allow_bytes(config: LoaderConfig, need: Need, *, local_size: int = 1) -> int:
     """Decide how much memory the cache of one process may take.
 
     Args:
         config: cache_mib.
-        need: of the whole split.
-        world_size: processes that share the machine's memory.
+        need: of the whole split, which every process meets in the course of epochs.
+        local_size: processes that share this machine's memory.
 
     Returns:
-        `loader.cache_mib`, or an equal share of half of what is free; no more than is needed where that is known.
+        An equal share of `loader.cache_mib`, or of half of what is free; no more than is needed where that is known.
 
     Raises:
         UserError: that much is not free, or the system does not say what is.
@@ -121,11 +135,10 @@ def allow_bytes(config: LoaderConfig, need: Need, *, world_size: int = 1) -> int
     free = available_host_bytes()
     if config.cache_mib == 0 and free is None:
         raise UserError('loader.cache = "ram": this system does not say how much memory is free; set loader.cache_mib (MiB)')
-    allowed = config.cache_mib << 20 or (free or 0) // 2 // world_size
+    allowed = (config.cache_mib << 20 or (free or 0) // 2) // local_size
     if need.are_resized:
-        # a slab's end may stay empty
-        allowed = min(allowed, need.num_bytes + need.num_bytes // 16 + _SLAB_BYTES)
-    if free is not None and allowed > free:
+        allowed = min(allowed, need.most_bytes)
+    if free is not None and allowed * local_size > free:
         raise UserError(
             f'loader.cache = "ram": loader.cache_mib = {config.cache_mib} is {config.cache_mib / 1024:.2f} GiB, and '
             f"{free / _GIB:.2f} GiB are free; take less, or 0 for half of what is free"
@@ -134,9 +147,10 @@ def allow_bytes(config: LoaderConfig, need: Need, *, world_size: int = 1) -> int
 
 
 def describe_cache(max_bytes: int, need: Need) -> str:
-    """Say what a cache will hold, for the head of a run."""
+    """Say what the cache of one process will hold, for the head of a run."""
     if not need.are_resized:
         return f"ram, up to {max_bytes / _GIB:.2f} GiB of images as decoded and masks"
-    share = min(1.0, max_bytes / need.num_bytes)
-    whose = "all samples" if share == 1 else f"{share:.0%} of the samples"
-    return f"ram, {min(max_bytes, need.num_bytes) / _GIB:.2f} GiB for {whose}, images at batch size"
+    if max_bytes >= need.most_bytes:
+        return f"ram, {need.num_bytes / _GIB:.2f} GiB for all samples, images at batch size"
+    share = min(0.99, max_bytes * 15 / 16 / need.num_bytes)
+    return f"ram, {max_bytes / _GIB:.2f} GiB for about {share:.0%} of the samples, images at batch size"

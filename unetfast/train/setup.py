@@ -166,7 +166,15 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
         if not world.is_main:
             seed_generators(config.train.seed, rank=world.rank)
         settings = share_cores(config, world)
-        loader = build_loader(train_reader, settings, training=True, device=device, rank=world.rank, world_size=world.size)
+        loader = build_loader(
+            train_reader,
+            settings,
+            training=True,
+            device=device,
+            rank=world.rank,
+            world_size=world.size,
+            local_size=world.local_size,
+        )
         stack.enter_context(loader)
         loss = _build_loss(config, manifest).to(device)
         loss.total = world.total
