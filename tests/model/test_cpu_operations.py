@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unetfast.model.cpu import TransposedConv, concatenate
+from unetfast.model.cpu import TransposedConv, _Concatenate, concatenate
 from unetfast.model.unet import UNet
 
 
@@ -69,6 +70,43 @@ def test_gradients_of_a_concatenation_are_torchs_and_dense(dtype: torch.dtype, l
     for found, wanted in zip(torch.autograd.grad(mine, (skip_NCHW, up_NCHW), grad_NCHW), expected, strict=True):
         assert torch.equal(found, wanted)
         assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_a_concatenation_computes_the_gradients_that_are_wanted(wanted: tuple[bool, bool]) -> None:
+    asked = SimpleNamespace(num_channels=1, needs_input_grad=wanted)
+    found = _Concatenate.backward(asked, drawn(1, 3, 2, 4, dtype=torch.float32))
+    assert [part is not None for part in found] == list(wanted)
+
+
+def test_gradients_have_gradients() -> None:
+    """A gradient penalty, which differentiates twice, gets what torch's own operations give it."""
+    torch.manual_seed(0)
+    theirs, ours = nn.ConvTranspose2d(3, 2, 2, 2).to(torch.bfloat16), TransposedConv(3, 2, 2, 2).to(torch.bfloat16)
+    ours.load_state_dict(theirs.state_dict())
+    skip_NCHW, below_NCHW = (drawn(1, *shape, dtype=torch.bfloat16) for shape in ((2, 4, 6), (3, 2, 3)))
+    penalties = []
+    for layer, join in ((ours, concatenate), (theirs, lambda *parts: torch.cat(parts, dim=1))):
+        start_NCHW = below_NCHW.clone().requires_grad_()
+        score = join(skip_NCHW, layer(start_NCHW)).square().sum()
+        (gradient_NCHW,) = torch.autograd.grad(score, start_NCHW, create_graph=True)
+        gradient_NCHW.square().sum().backward()
+        assert start_NCHW.grad is not None
+        assert layer.weight.grad is not None
+        penalties.append((start_NCHW.grad, layer.weight.grad))
+    for found, expected in zip(*penalties, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_functional_gradient_is_torchs() -> None:
+    layer = TransposedConv(3, 2, 2, 2).to(torch.bfloat16)
+    start_NCHW = drawn(1, 3, 2, 3, dtype=torch.bfloat16)
+    found = torch.func.grad(lambda image_NCHW: layer(image_NCHW).sum())(start_NCHW)
+    again_NCHW = start_NCHW.clone().requires_grad_()
+    layer(again_NCHW).sum().backward()
+    assert again_NCHW.grad is not None
+    assert torch.equal(found, again_NCHW.grad)
 
 
 def test_without_gradients_there_is_nothing_of_ours_in_the_graph() -> None:

@@ -14,15 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class TransposedConv(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` without padding, in one group: the same parameters, the same values.
+    """`nn.ConvTranspose2d` without padding, in one group, without gaps: the same parameters, the same values.
 
     In a 16-bit format the bias's gradient is summed apart, in another order; those of weights and input keep their bits. In
     float32 all is torch's own.
+
+    Args:
+        in_channels: channels that come in.
+        out_channels: channels of the result.
+        kernel_size: side of the kernel.
+        stride: factor by which height and width grow.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        # no other option can be given: the backward pass below knows none
+        super().__init__(in_channels, out_channels, kernel_size=kernel_size, stride=stride)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 (torch's name)
         """Enlarge (N, C, H, W); under autocast in its dtype."""
@@ -35,14 +44,18 @@ class TransposedConv(nn.ConvTranspose2d):
 
 
 class _TransposedConv(torch.autograd.Function):
+    """What it computes backwards are torch's own operations, so it can be differentiated twice."""
+
     @staticmethod
-    def forward(ctx: Any, input_NCHW: Tensor, weight: Tensor, bias_C: Tensor, stride: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(input_NCHW, weight)
-        ctx.stride = stride
+    def forward(input_NCHW: Tensor, weight: Tensor, bias_C: Tensor, stride: tuple[int, int]) -> Tensor:
         return nn.functional.conv_transpose2d(input_NCHW, weight, bias_C, stride)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 (torch's signature)
+        input_NCHW, weight, _, ctx.stride = inputs
+        ctx.save_for_backward(input_NCHW, weight)
+
+    @staticmethod
     def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:
         input_NCHW, weight = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad[:2], False]
@@ -63,17 +76,23 @@ def concatenate(skip_NCHW: Tensor, up_NCHW: Tensor) -> Tensor:
 
 class _Concatenate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, skip_NCHW: Tensor, up_NCHW: Tensor) -> Tensor:
-        ctx.num_channels = skip_NCHW.shape[1]
+    def forward(skip_NCHW: Tensor, up_NCHW: Tensor) -> Tensor:
         return torch.cat([skip_NCHW, up_NCHW], dim=1)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 (torch's signature)
+        ctx.num_channels = inputs[0].shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:
         is_last = grad_NCHW.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_last else torch.contiguous_format
         num = ctx.num_channels
-        return grad_NCHW[:, :num].contiguous(memory_format=layout), grad_NCHW[:, num:].contiguous(memory_format=layout)
+        parts = (grad_NCHW[:, :num], grad_NCHW[:, num:])  # of a frozen encoder the first is not wanted
+        return tuple(
+            part.contiguous(memory_format=layout) if wanted else None
+            for part, wanted in zip(parts, ctx.needs_input_grad, strict=True)
+        )
 
 
 def _pays(tensor: Tensor) -> bool:
