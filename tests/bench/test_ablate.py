@@ -13,9 +13,10 @@ from rich.console import Console
 from small_config import make_config
 
 from unetfast.bench import ablate, loader
-from unetfast.bench.ablate import Switch, Unswitched, change, find_switches, format_ablation, run_ablation
+from unetfast.bench.ablate import FULL, Switch, Unswitched, change, find_switches, format_ablation, run_ablation
 from unetfast.bench.harness import spread
 from unetfast.bench.rung import RungResult
+from unetfast.config import Config
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
 from unetfast.device import AmpPolicy
@@ -149,6 +150,22 @@ def test_an_ablation_is_judged_as_two_records_are(on: tuple[float, ...], off: tu
     assert row["speedup"]["rounds"] == pytest.approx([one / other for one, other in zip(on, off, strict=True)], rel=1e-3)
     told = format_ablation({"switched": [row], "unswitched": []})
     assert ("take --rounds 4 or more" in told) == (len(on) < 4)
+
+
+def test_the_switches_of_one_rung_alone_can_be_asked_for(car_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def note(shards: Path, config: Config, switches: list[Switch], rung: str, *_: Any, **__: Any) -> dict[str, RungResult]:
+        measured.append(rung)
+        return {name: made_result((1.0,) * 4) for name in (FULL, *(one.name for one in switches))}
+
+    monkeypatch.setattr(ablate, "_measure_sides", note)
+    settings: dict[str, Any] = {"source": None, "rounds": 4, "seconds": 0.01, "console": Console(file=io.StringIO())}
+    for rung, name in (("model", "channels_last"), ("loader", "threads")):
+        record = run_ablation(car_shards, make_config(loader={"threads": 2}), **settings, rungs={rung})
+        assert name in [row["name"] for row in record["switched"]]
+        assert {one["rung"] for one in (*record["switched"], *record["unswitched"])} == {rung}
+    assert measured == ["model", "loader"]
 
 
 def made_result(images_per_s: tuple[float, ...]) -> RungResult:

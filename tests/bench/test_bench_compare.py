@@ -83,6 +83,16 @@ def test_the_same_machine_data_and_config_are_comparable() -> None:
     assert {name: change["verdict"] for name, change in comparison["rungs"].items()} == {"loader": FASTER, "model": SAME_SPEED}
 
 
+def test_a_record_made_beside_other_programs_is_said_to_be() -> None:
+    old, new = record(loader=[100.0] * 5), record(loader=[200.0] * 5) | {"other_cores": 0.9}
+    comparison = compare_records(old, new)
+    assert comparison["busy"] == ["new record: other programs had 0.9 of 2 cores meanwhile"]
+    told = format_comparison(comparison, old, new, "old.json")
+    assert "note     new record: other programs had 0.9 of 2 cores" in told
+    assert told.endswith("verdict  faster: loader (beside other programs; run both on a quiet machine)")
+    assert compare_records(old, record(loader=[200.0] * 5) | {"other_cores": 0.1})["busy"] == []
+
+
 def test_another_machine_or_data_is_not_comparable_and_another_config_is_said() -> None:
     old, new = record(loader=[100] * 5), record(loader=[150] * 5)
     new["config"]["loader"]["threads"] = 4

@@ -35,7 +35,7 @@ def make_rungs() -> dict[str, Any]:
             device="cuda:0",
         ),
         "train": rung(1_980, 0.0014, 9318.4, data_wait_pct=spread([0.6])),
-        "shard": rung(1_930, 0.0009, source_mib_per_s=spread([210.0]), workers_peak_mib=spread([90.0])),
+        "shard": rung(1_930, 0.0009, dataset="carvana", source_mib_per_s=spread([210.0]), workers_peak_mib=spread([90.0])),
     }
 
 
@@ -43,14 +43,17 @@ def test_each_rung_has_a_line_with_its_limit_and_how_much_of_it_was_reached() ->
     rungs = make_rungs()
     lines = format_rungs(rungs, judge(rungs)).splitlines()
     cells = {line.split()[0]: " ".join(line.split()) for line in lines}
-    assert cells["rung"] == "rung img/s (min..max) core-s/img memory limit of it"
-    assert cells["read"] == "read 60,000 (59,400..60,600) 0.000016 512 MiB 12 GB/core-s hash 50 % 6 GB/s on one core"
-    assert cells["loader"] == "loader 4,000 (3,960..4,040) 0.0010 512 MiB 1,250/core-s decode 80 % cpu, 4 threads"
+    assert cells["rung"] == "rung img/s (min..max) core-ms/img memory limit of it"
+    assert cells["read"] == "read 60,000 (59,400..60,600) 0.016 512 MiB 12 GB/core-s hash 50 % 6 GB/s on one core"
+    assert cells["loader"] == "loader 4,000 (3,960..4,040) 1.0 512 MiB 1,250 img/core-s decode 80 % cpu, 4 threads"
     assert cells["model"] == (
-        "model 2,000 (1,980..2,020) 0.00040 512 MiB + GPU 9.10 GiB 2,500 roofline 80 % 200 GFLOP an image, 50 % of 800 TFLOP/s"
+        "model 2,000 (1,980..2,020) 0.40 512 MiB + GPU 9.10 GiB 2,500 img/s roofline 80 % "
+        "200 GFLOP an image, 50 % of 800 TFLOP/s"
     )
-    assert cells["train"] == "train 1,980 (1,960..2,000) 0.0014 512 MiB + GPU 9.10 GiB model 99 % data-wait 0.6 %"
-    assert cells["shard"] == "shard 1,930 (1,911..1,949) 0.00090 512 MiB - - 210 MiB/s of source files, workers 90 MiB"
+    assert cells["train"] == "train 1,980 (1,960..2,000) 1.4 512 MiB + GPU 9.10 GiB model 99 % data-wait 0.6 %"
+    assert (
+        cells["shard"] == "shard 1,930 (1,911..1,949) 0.90 512 MiB - - toy carvana, 210 MiB/s of source files, workers 90 MiB"
+    )
     assert cells["verdict"].startswith("verdict the model is the limit; the loader feeds 2.00x what it eats")
 
 

@@ -6,12 +6,17 @@ import mmap
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from unetfast import device
+from unetfast.bench import rung
 from unetfast.bench.rung import (
     MIN_ROUND_STEPS,
+    OtherWork,
     Peaks,
     Round,
     Stopwatch,
@@ -19,6 +24,7 @@ from unetfast.bench.rung import (
     read_host_peak_mib,
     steps_of,
     sum_up,
+    wait_for_rest,
 )
 from unetfast.hostmemory import reset_peak
 
@@ -91,6 +97,64 @@ def test_peaks_hold_the_most_memory_of_the_rounds_and_not_of_before() -> None:
     with peaks.watching():
         pass
     assert 80 < peaks.host_mib - base_mib < 200
+
+
+def test_memory_that_was_freed_before_goes_back_before_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(device, "release_freed_memory", lambda: calls.append("release"))
+    monkeypatch.setattr(rung, "reset_peak", lambda: calls.append("reset"))
+    measure_rungs({"a": MadeRung("a", [Round(1, 1.0, 1.0)] * 2, calls)}, rounds=2, seconds=0.0)
+    assert calls == ["warm a 0.0", "release", "reset", "a", "release", "reset", "a"]
+
+
+@dataclass
+class MadeTime:
+    """A clock that goes on by what is slept; the process works for so many seconds of it."""
+
+    work_s: float
+    now_s: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def process_time(self) -> float:
+        return min(self.now_s, self.work_s)
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.mark.parametrize(("work_s", "waited_s"), [(0.0, 0.02), (0.5, 0.52), (100.0, 3.0)])
+def test_what_goes_on_behind_a_round_is_waited_for_but_not_for_ever(
+    work_s: float, waited_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MadeTime(work_s)
+    monkeypatch.setattr(rung, "time", made)
+    wait_for_rest()
+    assert made.now_s == pytest.approx(waited_s, abs=0.021)
+
+
+def test_what_other_programs_do_is_what_keeps_the_cores_busy_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = MadeTime(work_s=1.5)
+    monkeypatch.setattr(rung, "time", made)
+    monkeypatch.setattr(rung.resource, "getrusage", lambda whose: SimpleNamespace(ru_utime=0.0, ru_stime=0.0))
+    monkeypatch.setattr(rung, "_read_busy_s", lambda: 1000 + 0.9 * made.now_s)
+    others = OtherWork()
+    made.sleep(10.0)
+    assert others.read() == pytest.approx((9.0 - 1.5) / 10)
+    monkeypatch.setattr(rung, "_read_busy_s", lambda: None)
+    assert others.read() is None
+
+
+def test_busy_seconds_of_our_cores_are_read_where_the_system_tells_them() -> None:
+    first_s = rung._read_busy_s()
+    if not Path("/proc/stat").exists():
+        assert first_s is None
+        return
+    assert first_s is not None
+    then_s = rung._read_busy_s()
+    assert then_s is not None
+    assert 0 < first_s <= then_s
 
 
 def test_processor_time_of_children_counts() -> None:

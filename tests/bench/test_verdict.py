@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unetfast.bench.harness import spread
-from unetfast.bench.verdict import judge, ratio
+from unetfast.bench.verdict import judge, ratio, say_others
 
 
 def rung(images_per_s: list[float], core_s: float = 0.001, **facts: Any) -> dict[str, Any]:
@@ -102,12 +102,45 @@ def test_a_gpu_model_that_is_not_compiled_is_told_so() -> None:
     assert "train.channels_last=true" in judge(record)["next"]
 
 
-def test_single_rungs_have_no_limit_but_say_what_tells_one() -> None:
-    assert judge({"read": rung([1000] * 5)})["limit"] is None
-    verdict = judge({"model": rung([1000] * 5, device="cuda:0", compiled=True, next_limit="memory traffic")})
-    assert verdict["limit"] is None
-    assert "rungs loader and model" in verdict["sentence"]
-    assert verdict["next"] == "memory traffic"
+def test_single_rungs_say_how_near_they_are_to_their_own_limit_and_what_tells_that_of_all() -> None:
+    alone = {
+        "read": (
+            rung([1000] * 5, 0.001, hash_gb_per_s=10.0, bytes_per_image=5_000_000),
+            "50 % of reading's core-seconds are the",
+        ),
+        "loader": (rung([100] * 5, 0.01, decode_images_per_core_s=400.0, cache="off"), "25 % of the loader's core-seconds are"),
+        "model": (rung([10] * 5, share_of_roofline_pct=31.2, compiled=True), "the model reaches 31 % of its roofline; "),
+        "train": (rung([10] * 5, data_wait_pct=spread([0.2])), "data-wait 0.2 %; "),
+        "shard": (rung([10] * 5), ""),
+    }
+    for name, (figures, words) in alone.items():
+        verdict = judge({name: figures})
+        assert verdict["limit"] is None
+        assert verdict["sentence"].startswith(words)
+        assert verdict["sentence"].endswith("takes the rungs loader and model (unetfast bench all)")
+
+
+def test_single_rungs_name_what_to_do() -> None:
+    assert "loader.cache=ram" in judge({"loader": rung([10] * 5, cache="off", device="cpu")})["next"]
+    model = rung([1000] * 5, device="cuda:0", compiled=True, next_limit="memory traffic", limits={"name": "memory"})
+    assert judge({"model": model})["next"] == "memory traffic"
+    model["facts"] |= {"next_limit": "kernels below their limits", "limits": {"name": "kernels"}}
+    assert judge({"model": model})["next"] == "kernels below their limits; --profile names them"
+
+
+def test_a_share_whose_rounds_differ_is_told_with_its_range() -> None:
+    record = gpu_record(4310, 2540, 2515, 0.6)
+    record["train"]["images_per_s"] = spread([2515, 2286, 2540, 2515, 2515])
+    assert "training reaches 99 % (90..100) of the model alone" in judge(record)["sentence"]
+
+
+def test_other_programs_that_had_the_cores_are_said() -> None:
+    busy = {"environment": {"cores": 4}, "other_cores": 1.23}
+    assert say_others(busy) == "other programs had 1.2 of 4 cores meanwhile"
+    assert judge(gpu_record(4000, 2500, 2480, 0.1), others=say_others(busy))["noise"].startswith("other programs had 1.2")
+    for little in (0.39, 0.0, None):
+        assert say_others(busy | {"other_cores": little}) == ""
+    assert say_others({"environment": {"cores": 4}}) == ""  # an older record
 
 
 def test_rounds_that_differ_much_are_said() -> None:

@@ -8,7 +8,7 @@ be switched off here is listed with the reason.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ import torch
 from rich.console import Console
 
 from unetfast.bench.compare import MIN_ROUNDS, UNKNOWN, judge_change
-from unetfast.bench.harness import format_spread, format_table, spread
+from unetfast.bench.harness import format_spread, spread
 from unetfast.bench.loader import LoaderRung
 from unetfast.bench.model import ModelRung
 from unetfast.bench.rung import Rung, RungResult, measure_rungs
+from unetfast.bench.table import align, format_number
 from unetfast.config import Config, apply_overrides, build_config
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
@@ -36,6 +37,7 @@ from unetfast.train.runfolder import RunFolder
 from unetfast.train.setup import build_run
 
 FULL = "all on"
+RUNGS = ("model", "loader")  # that optimisations are measured on
 _MASKS = "LZ4 masks"
 
 
@@ -129,7 +131,14 @@ def _why_no_scaled_decode(shards: Path, config: Config, device: torch.device) ->
 
 
 def run_ablation(
-    shards: Path, config: Config, *, source: Path | None, rounds: int, seconds: float, console: Console
+    shards: Path,
+    config: Config,
+    *,
+    source: Path | None,
+    rounds: int,
+    seconds: float,
+    console: Console,
+    rungs: Collection[str] = RUNGS,
 ) -> dict[str, Any]:
     """Measure every optimisation that can be switched off here.
 
@@ -140,6 +149,7 @@ def run_ablation(
         rounds: of each side.
         seconds: of a round, about.
         console: for notes.
+        rungs: of `RUNGS`: those whose optimisations are asked for.
 
     Returns:
         `switched`, a row for each: name, rung, `off` (how), `images_per_s_on` and `images_per_s_off` (spreads),
@@ -150,12 +160,12 @@ def run_ablation(
     Raises:
         UserError: data or settings are not usable.
     """
-    found = find_switches(shards, config, source)
+    found = [one for one in find_switches(shards, config, source) if one.rung in rungs]
     switches = [one for one in found if isinstance(one, Switch)]
     device = resolve_device(config.train.device)
     rows: list[dict[str, Any]] = []
     with numeric_settings(seed=config.train.seed, deterministic=config.train.deterministic, device=device):
-        for rung in ("model", "loader"):
+        for rung in RUNGS:
             wanted = [one for one in switches if one.rung == rung and one.name != _MASKS]
             if wanted:
                 _tell(console, rung, [one.name for one in wanted])
@@ -255,9 +265,9 @@ def format_ablation(record: Mapping[str, Any]) -> str:
     rows = [["with it, against without", "rung", "speedup", "core-s ratio", "images/s on", "off", "it is", "switched off by"]]
     for row in record["switched"]:
         figures = (format_spread(row["speedup"], 3), format_spread(row["core_s_ratio"], 3))
-        speeds = (f"{row[name]['median']:.4g}" for name in ("images_per_s_on", "images_per_s_off"))
+        speeds = (format_number(row[name]["median"]) for name in ("images_per_s_on", "images_per_s_off"))
         rows.append([row["name"], row["rung"], *figures, *speeds, row["says"], row["off"]])
-    lines = [format_table(rows)] if record["switched"] else ["nothing can be switched off here"]
+    lines = [align(rows, left=(0, 1, 6, 7))] if record["switched"] else ["nothing can be switched off here"]
     if any(row["says"] == UNKNOWN and len(row["speedup"]["rounds"]) < MIN_ROUNDS for row in record["switched"]):
         lines.append(f"fewer than {MIN_ROUNDS} rounds tell nothing; take --rounds {MIN_ROUNDS} or more")
     lines += [f"not switched: {one['name']} ({one['rung']}): {one['reason']}" for one in record["unswitched"]]

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unetfast.bench.compare import compare_records, format_comparison, read_bench_record
 from unetfast.bench.harness import describe_environment
 from unetfast.bench.opening import RUNGS, BenchData, find_data, open_bench, resolve_bench_config
-from unetfast.bench.rung import measure_rungs
+from unetfast.bench.rung import OtherWork, measure_rungs
 from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.table import format_rungs
-from unetfast.bench.verdict import judge
+from unetfast.bench.verdict import judge, say_others
 from unetfast.config import Config
 from unetfast.errors import UserError
 from unetfast.wholefile import write_whole
@@ -114,7 +114,7 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
         root=asked.data,
         small=asked.quick,
         seed=asked.seed,
-        packs="shard" in asked.names or asked.ablate,
+        packs="shard" in asked.names or (asked.ablate and asked.rung != "model"),
         console=console,
     )
     config = resolve_bench_config(
@@ -122,7 +122,7 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     )
     record = _begin_record(asked, data, config, load_before)
     _measure(asked, data, config, record, console)
-    record["verdict"] = judge(record["rungs"])
+    record["verdict"] = judge(record["rungs"], others=say_others(record))
     print(format_rungs(record["rungs"], record["verdict"]), file=out, flush=True)
     roofline = record["rungs"].get("model", {}).get("facts", {}).get("roofline")
     if roofline and (asked.rung == "model" or asked.profile):
@@ -134,10 +134,18 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
 
         print(f"\n{format_profile(record['profile'])}", file=out, flush=True)
     if asked.ablate:
+        from unetfast.bench.ablate import RUNGS as ABLATED
         from unetfast.bench.ablate import format_ablation, run_ablation
 
+        # of a rung that has no switches of its own, those of all are told
         record["ablation"] = run_ablation(
-            data.shards, config, source=data.source, rounds=asked.num_rounds, seconds=asked.round_s, console=console
+            data.shards,
+            config,
+            source=data.source,
+            rounds=asked.num_rounds,
+            seconds=asked.round_s,
+            console=console,
+            rungs={asked.rung} & {*ABLATED} or ABLATED,
         )
         print(f"\n{format_ablation(record['ablation'])}", file=out, flush=True)
     if former is not None:
@@ -178,7 +186,10 @@ def _measure(asked: BenchRequest, data: BenchData, config: Config, record: dict[
         record["device"] = bench.device.type
         console.print(f"rounds  {rounds} of about {asked.round_s:g} s for {', '.join(bench.rungs)}, in turn", soft_wrap=True)
         with _show_progress(console, len(bench.rungs) * (rounds + 1)) as tell:
+            others = OtherWork()
             found = measure_rungs(bench.rungs, rounds=rounds, seconds=asked.round_s, device=bench.device, tell=tell)
+            taken = others.read()
+        record["other_cores"] = None if taken is None else round(taken, 2)
         record["rungs"] = {name: result.to_json() for name, result in found.items()}
         if asked.profile and bench.run is not None:
             from unetfast.bench.profile import run_profile

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unetfast.bench.table import align, format_plain, format_rate
+from unetfast.bench.verdict import say_others
 from unetfast.errors import UserError
 
 MIN_ROUNDS = 4  # of each record: with so many a side, ranges lie apart by chance in 2 of 70 cases
@@ -32,7 +33,7 @@ def read_bench_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a record of `unetfast bench --json {path}`") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a record of `unetfast bench --json FILE`") from None
     except ValueError as error:
         raise UserError(f"{path}: no JSON ({error}); give a record of `unetfast bench --json FILE`") from None
     if not _is_record(record):
@@ -63,6 +64,7 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
             both have.
         missing: names of rungs that one of them lacks.
         differences: lines for people: what besides the code differs: machine, data, versions, config.
+        busy: lines for people: beside which of them other programs had the cores.
         comparable: False where machine or data differ, so that no ratio tells of the code.
     """
     both = [name for name in new["rungs"] if name in old["rungs"]]
@@ -72,6 +74,7 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
         "rungs": {name: judge_change(old["rungs"][name]["images_per_s"], new["rungs"][name]["images_per_s"]) for name in both},
         "missing": one_sided,
         "differences": [*apart, *_versions_and_config(old, new)],
+        "busy": [f"{name} record: {others}" for name, one in (("old", old), ("new", new)) if (others := say_others(one))],
         "comparable": not apart,
     }
 
@@ -112,6 +115,7 @@ def format_comparison(comparison: Mapping[str, Any], old: Mapping[str, Any], new
     lines += [align(rows, left=(0, 4))] if comparison["rungs"] else []
     lines += [f"only one record has {', '.join(comparison['missing'])}"] * bool(comparison["missing"])
     lines += [f"differs  {line}" for line in comparison["differences"]]
+    lines += [f"note     {line}" for line in comparison["busy"]]
     return "\n".join([*lines, f"verdict  {_conclude(comparison)}"])
 
 
@@ -129,6 +133,8 @@ def _conclude(comparison: Mapping[str, Any]) -> str:
         text += f" (a record has fewer than {MIN_ROUNDS} rounds; take --rounds {MIN_ROUNDS} or more)"
     elif any(change["verdict"] == UNKNOWN for change in changes.values()):
         text += " (rounds differ too much among themselves; run both on a quiet machine, with longer --seconds)"
+    if comparison["busy"]:
+        text += " (beside other programs; run both on a quiet machine)"
     return text if comparison["comparable"] else f"not comparable, machine or data differ; as it stands, {text}"
 
 

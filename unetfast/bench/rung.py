@@ -6,12 +6,14 @@ each of its rounds; how much that is, it settles in its warm-up, which is not co
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unetfast.bench.harness import spread, take_turns
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 MIN_ROUND_STEPS = 3  # a round of fewer steps is no figure, however long they take
+_REST_S, _LONGEST_UNREST_S = 0.02, 3.0  # without work for so long is at rest; what never is, is not waited for longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class RungResult:
         images_per_s: as `harness.spread` of the rounds.
         core_s_per_image: likewise, seconds.
         host_peak_mib: most resident memory of the whole process in one of the rung's rounds, MiB; what the other rungs of this
-            run hold is in it, the memory of worker processes is not.
+            run hold (a model, a queue of batches) is in it, what they have freed and the memory of worker processes is not.
         device_peak_mib: most memory that torch's tensors took on the GPU in one of its rounds, MiB; None without a GPU.
         facts: what the rung tells of itself, and the spread of each further figure of its rounds; plain JSON.
     """
@@ -97,7 +100,14 @@ class Peaks:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Around a round: afterwards `host_mib` and `device_mib` hold the greatest peak of all rounds so far."""
+        """Around a round: afterwards `host_mib` and `device_mib` hold the greatest peak of all rounds so far.
+
+        What was freed before goes back to the system first: a run on a CPU keeps it (`keep_freed_memory`), and it would count
+        in every later round.
+        """
+        from unetfast.device import release_freed_memory  # imports torch
+
+        release_freed_memory()
         reset_peak()
         if self._device is not None:
             import torch
@@ -131,9 +141,47 @@ class Stopwatch:
         return time.perf_counter() - self._began_s, _processor_s() - self._cpu_began_s
 
 
+class OtherWork:
+    """What other programs did on the cores that this process may use, since it was made."""
+
+    def __init__(self) -> None:
+        self._watch, self._busy_began_s = Stopwatch(), _read_busy_s()
+
+    def read(self) -> float | None:
+        """Return how many cores they kept busy in the mean; None where the system does not tell (Linux does)."""
+        wall_s, core_s = self._watch.read()
+        busy_s = _read_busy_s()
+        if busy_s is None or self._busy_began_s is None:
+            return None
+        return max(0.0, busy_s - self._busy_began_s - core_s) / wall_s
+
+
+def _read_busy_s() -> float | None:
+    """Sum up the seconds that the cores of this process have been busy since the system began, for whomever."""
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    try:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    except OSError:
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    ticks = [sum(map(int, words[1:4])) + sum(map(int, words[6:9])) for words in lines if words and words[0] in cores]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
+
+
 def _processor_s() -> float:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def wait_for_rest() -> None:
+    """Wait until this process stands still: what a loader's threads make ahead would else be done in the next one's time."""
+    end_s, before_s = time.perf_counter() + _LONGEST_UNREST_S, time.process_time()
+    while time.perf_counter() < end_s:
+        time.sleep(_REST_S)
+        now_s = time.process_time()
+        if now_s - before_s < 0.1 * _REST_S:
+            return
+        before_s = now_s
 
 
 def steps_of(seconds: float, step_s: float) -> int:
@@ -165,6 +213,7 @@ def measure_rungs(
 
     def turn(name: str) -> Round:
         tell(name)
+        wait_for_rest()
         with peaks[name].watching():
             return rungs[name].run_round()
 

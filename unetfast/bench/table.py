@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADER = ("rung", "img/s (min..max)", "core-s/img", "memory", "limit", "of it", "")
+HEADER = ("rung", "img/s (min..max)", "core-ms/img", "memory", "limit", "of it", "")
 _TEXT_COLUMNS = (0, 4, 6)  # to the left; figures stand to the right
 
 Rungs = Mapping[str, Mapping[str, Any]]
@@ -31,7 +31,7 @@ def _row(name: str, rung: Mapping[str, Any], rungs: Rungs, verdict: Mapping[str,
     return (
         name,
         format_rate(rung["images_per_s"]),
-        format_plain(rung["core_s_per_image"]["median"]),
+        format_plain(1000 * rung["core_s_per_image"]["median"]),
         format_memory(rung["host_peak_mib"], rung["device_peak_mib"]),
         limit,
         "-" if share is None else f"{100 * share:.0f} %",
@@ -57,7 +57,7 @@ def _limit_of_loader(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[s
     if facts["decode_images_per_core_s"] is None:
         return "-", None, remark
     share = _per_core_s(rung, 1) / facts["decode_images_per_core_s"]
-    return f"{format_number(facts['decode_images_per_core_s'])}/core-s decode", share, remark
+    return f"{format_number(facts['decode_images_per_core_s'])} img/core-s decode", share, remark
 
 
 def _per_core_s(rung: Mapping[str, Any], amount: float) -> float:
@@ -77,7 +77,7 @@ def _limit_of_model(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[st
     roofline = facts.get("roofline_images_per_s")
     if not roofline:
         return "-", None, ", ".join(remarks)
-    return f"{format_number(roofline)} roofline", images_per_s / roofline, ", ".join(remarks)
+    return f"{format_number(roofline)} img/s roofline", images_per_s / roofline, ", ".join(remarks)
 
 
 def _limit_of_train(rung: Mapping[str, Any], _rungs: Rungs, verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
@@ -89,7 +89,7 @@ def _limit_of_train(rung: Mapping[str, Any], _rungs: Rungs, verdict: Mapping[str
 
 def _limit_of_shard(rung: Mapping[str, Any], _rungs: Rungs, _verdict: Mapping[str, Any]) -> tuple[str, float | None, str]:
     facts = rung["facts"]
-    remark = f"{facts['source_mib_per_s']['median']:.3g} MiB/s of source files"
+    remark = f"toy {facts['dataset']}, {facts['source_mib_per_s']['median']:.3g} MiB/s of source files"
     workers_mib = facts["workers_peak_mib"]["median"]
     return "-", None, f"{remark}, workers {format_memory(workers_mib, None)}" if workers_mib else remark
 
@@ -126,7 +126,7 @@ def format_number(value: float) -> str:
 
 
 def format_plain(value: float, digits: int = 2) -> str:
-    """Write a number below a thousand with `digits` significant digits, never as a power of ten."""
+    """Write a number with `digits` significant digits, never as a power of ten."""
     if value == 0:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))

@@ -15,6 +15,8 @@ from unetfast.bench.table import format_number
 FULL_SHARE = 0.97
 # rounds that differ by more than this part of their median say little
 NOISY_SPREAD = 0.25
+# other programs that take this part of the cores are measured too
+BUSY_SHARE = 0.1
 # a loader with less room than this holds training up now and then
 SCANT_FEED = 1.15
 # a stored side this many times the target's costs more to decode than to pack smaller once
@@ -23,11 +25,12 @@ LARGE_REDUCTION = 1.5
 Rungs = Mapping[str, Mapping[str, Any]]
 
 
-def judge(rungs: Rungs) -> dict[str, Any]:
+def judge(rungs: Rungs, *, others: str = "") -> dict[str, Any]:
     """Find the limit.
 
     Args:
         rungs: `RungResult.to_json` by name; any of them may be missing.
+        others: of `say_others`.
 
     Returns:
         limit: "model", "loader", "cores" (both want the same ones), "coupling" (neither alone explains training), or None
@@ -38,7 +41,8 @@ def judge(rungs: Rungs) -> dict[str, Any]:
         loader_core_share: part of a training image's processor time that is the loader's, 0 to 1; None off the CPU.
         data_wait_pct: median of training; None without it.
         sentence: for people: the limit and the figures that show it.
-        noise: for people: which rungs' rounds differ so much that the figures say little; "" where none do.
+        noise: for people: which rungs' rounds differ so much that the figures say little, and what else had the cores; "" where
+            there is nothing of it.
         next: what limits after it, or what to try; "" where nothing is known.
     """
     feeds = ratio(rungs, "loader", "model")
@@ -53,8 +57,8 @@ def judge(rungs: Rungs) -> dict[str, Any]:
         "train_of_loader": ratio(rungs, "train", "loader"),
         "loader_core_share": share,
         "data_wait_pct": wait,
-        "sentence": _say_limit(limit, feeds, of_model, share, wait),
-        "noise": _say_noise(rungs),
+        "sentence": _say_alone(rungs) if feeds is None else _say_limit(limit, feeds, of_model, share, wait),
+        "noise": _say_noise(rungs, others),
         "next": _say_next(limit, rungs, feeds),
     }
 
@@ -67,15 +71,24 @@ def ratio(rungs: Rungs, name: str, base: str) -> dict[str, Any] | None:
     return spread([own / other for own, other in pairs])
 
 
-def _say_noise(rungs: Rungs) -> str:
+def say_others(record: Mapping[str, Any]) -> str:
+    """Say how much of the cores other programs had during the rounds of a record; "" where that was little or is not known."""
+    taken, cores = record.get("other_cores"), record["environment"].get("cores")
+    if not taken or not cores or taken < BUSY_SHARE * cores:
+        return ""
+    return f"other programs had {taken:.2g} of {cores} cores meanwhile"
+
+
+def _say_noise(rungs: Rungs, others: str) -> str:
     noisy = []
     for name, rung in rungs.items():
         figure = rung["images_per_s"]
         if figure["max"] - figure["min"] > NOISY_SPREAD * figure["median"]:
             noisy.append(f"{name} by {100 * (figure['max'] - figure['min']) / figure['median']:.0f} %")
-    if not noisy:
+    found = [others] * bool(others) + [f"rounds differ, of {', '.join(noisy)}"] * bool(noisy)
+    if not found:
         return ""
-    return f"rounds differ, of {', '.join(noisy)}: the figures say little; run it on a quiet machine, or with longer --seconds"
+    return f"{'; '.join(found)}: the figures say little; run it on a quiet machine, or with longer --seconds"
 
 
 def _loader_core_share(rungs: Rungs) -> float | None:
@@ -98,17 +111,33 @@ def _find_limit(feeds: dict[str, Any] | None, of_model: dict[str, Any] | None, s
     return "model" if of_model is None else "coupling"
 
 
+def _say_alone(rungs: Rungs) -> str:
+    """Say how near each rung is to its own limit, where loader and model cannot be held against each other."""
+    parts = []
+    for name, rung in rungs.items():
+        facts, core_s = rung["facts"], max(float(rung["core_s_per_image"]["median"]), 1e-9)
+        if name == "read" and facts.get("hash_gb_per_s"):
+            hash_s = facts["bytes_per_image"] / (1e9 * facts["hash_gb_per_s"])
+            parts.append(f"{100 * hash_s / core_s:.0f} % of reading's core-seconds are the hash")
+        if name == "loader" and facts.get("decode_images_per_core_s"):
+            decode_s = 1 / facts["decode_images_per_core_s"]
+            parts.append(f"{100 * decode_s / core_s:.0f} % of the loader's core-seconds are decoding")
+        if name == "model" and facts.get("share_of_roofline_pct"):
+            parts.append(f"the model reaches {facts['share_of_roofline_pct']:.2g} % of its roofline")
+        if name == "train":
+            parts.append(f"data-wait {facts['data_wait_pct']['median']:.2g} %")
+    return "; ".join([*parts, "which stage is the limit takes the rungs loader and model (unetfast bench all)"])
+
+
 def _say_limit(
     limit: str | None,
-    feeds: dict[str, Any] | None,
+    feeds: dict[str, Any],
     of_model: dict[str, Any] | None,
     share: float | None,
     wait: float | None,
 ) -> str:
     parts = []
-    if feeds is None:
-        parts.append("no limit is told: that takes the rungs loader and model (unetfast bench all)")
-    elif limit == "model":
+    if limit == "model":
         parts.append(f"the model is the limit; the loader feeds {format_number(feeds['median'])}x what it eats")
     elif limit == "loader":
         parts.append(f"the loader is the limit; it feeds {format_number(feeds['median'])}x what the model eats")
@@ -122,7 +151,9 @@ def _say_limit(
             "and training still falls behind the model"
         )
     if of_model is not None:
-        parts.append(f"training reaches {100 * of_model['median']:.3g} % of the model alone")
+        low, high = (f"{100 * of_model[end]:.3g}" for end in ("min", "max"))
+        ends = "" if low == high else f" ({low}..{high})"
+        parts.append(f"training reaches {100 * of_model['median']:.3g} %{ends} of the model alone")
     if share is not None:
         parts.append(f"{100 * share:.2g} % of an image's core-seconds are the loader's")
     if wait is not None:
@@ -131,7 +162,7 @@ def _say_limit(
 
 
 def _say_next(limit: str | None, rungs: Rungs, feeds: dict[str, Any] | None) -> str:
-    if limit in ("loader", "cores"):
+    if limit in ("loader", "cores") or (limit is None and "model" not in rungs and "loader" in rungs):
         return _say_next_of_loader(rungs, limit)
     if limit == "coupling":
         return "loader and step get in each other's way on the host: another number of loader.threads, or more cores"
@@ -145,13 +176,14 @@ def _say_next_of_model(facts: Mapping[str, Any], feeds: dict[str, Any] | None) -
     if facts.get("channels_last") is False:
         steps.append("train.channels_last=true, convolutions are faster with it")
     if facts.get("next_limit"):
-        steps.append(str(facts["next_limit"]))
+        by_name = "; --profile names them" if facts.get("limits", {}).get("name") == "kernels" else ""
+        steps.append(f"{facts['next_limit']}{by_name}")
     elif feeds is not None and not steps:
         steps.append(f"the loader, once the model is {format_number(feeds['median'])}x as fast")
     return "; ".join(steps)
 
 
-def _say_next_of_loader(rungs: Rungs, limit: str) -> str:
+def _say_next_of_loader(rungs: Rungs, limit: str | None) -> str:
     """Name what makes this loader cheaper, in the order of what it gives."""
     facts = rungs["loader"]["facts"]
     steps = []
