@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from unetfast import cli
 from unetfast.cli.choices import parse_size
+from unetfast.cli.program import WholeSentences
 from unetfast.errors import UserError
 
 COMMANDS = ("shard", "inspect", "train", "lr-find", "eval", "predict", "export", "report", "compare", "bench", "demo", "doctor")
@@ -49,6 +51,31 @@ def test_help_names_what_options_take(capsys: pytest.CaptureFixture[str]) -> Non
     for text in texts.values():
         options = "\n".join(line for line in text.splitlines() if "--" in line)
         assert not re.search(r"<(list|int|float|path|str)\b", options)
+        assert "`" not in text  # nothing turns it into type of another face
+
+
+def test_a_hidden_command_is_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    made = typer.Typer(cls=WholeSentences, rich_markup_mode=None)
+
+    @made.command()
+    def shown() -> None:
+        """Is for all."""
+
+    @made.command(hidden=True)
+    def unseen() -> None:
+        """Is for nobody."""
+
+    with pytest.raises(SystemExit):
+        made(["--help"])
+    text = capsys.readouterr().out
+    assert "Is for all." in text
+    assert "unseen" not in text
+
+
+def test_a_wrong_choice_is_told_without_words_of_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--toy", "lego"])
+    assert capsys.readouterr().err.startswith("error: Invalid value for '--toy': 'lego' is not one of 'carvana'")
 
 
 @pytest.mark.parametrize(

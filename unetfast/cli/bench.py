@@ -24,7 +24,7 @@ class BenchRung(StrEnum):
     all = "all"
 
 
-@app.command(epilog="Example: `unetfast bench all --toy carvana --json bench.json`")
+@app.command(epilog="Example: unetfast bench all --toy carvana --json bench.json")
 def bench(
     rung: Annotated[
         BenchRung,

@@ -10,7 +10,7 @@ import typer
 from unetfast.cli.program import app, notes_console, results_console
 
 
-@app.command(epilog="Example: `unetfast compare runs/carvana-1 runs/carvana-2 --out compare.html`")
+@app.command(epilog="Example: unetfast compare runs/carvana-1 runs/carvana-2 --out compare.html")
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDER...", help="Two run folders or more.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

@@ -11,7 +11,7 @@ from unetfast.cli.choices import ToyDataset
 from unetfast.cli.program import app, notes_console
 
 
-@app.command(epilog="Example: `unetfast demo --dataset clevr`")
+@app.command(epilog="Example: unetfast demo --dataset clevr")
 def demo(
     dataset: Annotated[ToyDataset, typer.Option(help="Which layout to imitate.")] = ToyDataset.carvana,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the demo; made afresh each time.")] = Path("runs/demo"),

@@ -9,7 +9,7 @@ import typer
 from unetfast.cli.program import app
 
 
-@app.command(epilog="Example: `unetfast doctor`")
+@app.command(epilog="Example: unetfast doctor")
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -11,7 +11,7 @@ from unetfast.cli.choices import EvalSize, Tta, Weights
 from unetfast.cli.program import app, notes_console
 
 
-@app.command("eval", epilog="Example: `unetfast eval --shards shards/ --checkpoint runs/mine/best.pt --json`")
+@app.command("eval", epilog="Example: unetfast eval --shards shards/ --checkpoint runs/mine/best.pt --json")
 def evaluate(
     shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
     checkpoint: Annotated[Path, typer.Option(metavar="PATH", help="best.pt or last.pt of a run.")],

@@ -11,7 +11,7 @@ from unetfast.cli.choices import ExportFormat, Weights, parse_size
 from unetfast.cli.program import app, notes_console
 
 
-@app.command(epilog="Example: `unetfast export --checkpoint runs/mine/best.pt --format onnx --out mine.onnx`")
+@app.command(epilog="Example: unetfast export --checkpoint runs/mine/best.pt --format onnx --out mine.onnx")
 def export(
     checkpoint: Annotated[Path, typer.Option(metavar="PATH", help="best.pt or last.pt of a run.")],
     out: Annotated[Path, typer.Option(metavar="PATH", help="File to write: .onnx, .pt2 or .safetensors.")],

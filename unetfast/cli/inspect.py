@@ -10,7 +10,7 @@ import typer
 from unetfast.cli.program import app, notes_console, results_console
 
 
-@app.command(epilog="Example: `unetfast inspect shards/ --verify --sheet sheet.png`")
+@app.command(epilog="Example: unetfast inspect shards/ --verify --sheet sheet.png")
 def inspect(
     shards: Annotated[Path, typer.Argument(metavar="FOLDER", help="Shard folder.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read and decode everything, test every checksum.")] = False,

@@ -11,7 +11,7 @@ from unetfast.cli.choices import ConfigOption, PresetOption, SetOption, check_se
 from unetfast.cli.program import app, notes_console
 
 
-@app.command("lr-find", epilog="Example: `unetfast lr-find --shards shards/ --set optimizer.name=sgd --out lr-find.png`")
+@app.command("lr-find", epilog="Example: unetfast lr-find --shards shards/ --set optimizer.name=sgd --out lr-find.png")
 def lr_find(
     shards: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder.")],
     config: ConfigOption = None,

@@ -11,7 +11,7 @@ from unetfast.cli.choices import Exif, MaskNpy, Tta, Weights
 from unetfast.cli.program import app, notes_console
 
 
-@app.command(epilog="Example: `unetfast predict --checkpoint runs/mine/best.pt photos/ --out pred/ --overlay`")
+@app.command(epilog="Example: unetfast predict --checkpoint runs/mine/best.pt photos/ --out pred/ --overlay")
 def predict(
     inputs: Annotated[
         list[Path],

@@ -23,7 +23,8 @@ class WholeSentences(TyperGroup):
     """Lists each command with its whole first sentence, which the plain help would cut off at the edge of the screen."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        rows = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        shown = {name: self.commands[name] for name in self.list_commands(ctx) if not self.commands[name].hidden}
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in shown.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -94,7 +95,8 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 def _refuse_usage(error: Any) -> NoReturn:
-    message = " ".join(error.format_message().split())
+    # "Value error, " is how the check of a choice begins; what was wrong comes behind it
+    message = " ".join(error.format_message().replace("Value error, ", "").split())
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:

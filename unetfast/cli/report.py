@@ -10,9 +10,9 @@ import typer
 from unetfast.cli.program import app, notes_console
 
 
-@app.command(epilog="Example: `unetfast report runs/carvana-1 --out report.html`")
+@app.command(epilog="Example: unetfast report runs/carvana-1 --out report.html")
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Run folder of `unetfast train`.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Run folder of unetfast train.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="HTML file to write; default: report.html in the run folder.")
     ] = None,

@@ -12,7 +12,7 @@ from unetfast.cli.program import app, notes_console
 from unetfast.errors import UserError
 
 
-@app.command(epilog="Example: `unetfast shard --src Data/ --out shards/`")
+@app.command(epilog="Example: unetfast shard --src Data/ --out shards/")
 def shard(
     src: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder of the data set, as it was downloaded.")] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Shard folder to write.")] = Path("shards"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@app.command(epilog="Example: `unetfast train --shards shards/ --set train.epochs=10 --out runs/mine`")
+@app.command(epilog="Example: unetfast train --shards shards/ --set train.epochs=10 --out runs/mine")
 def train(
     shards: Annotated[
         Path | None,
@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train a U-Net on a shard folder.
 
-    On several GPUs: `torchrun --nproc-per-node 4 -m unetfast train --shards shards/` (docs/distributed.md).
+    On several GPUs: torchrun --nproc-per-node 4 -m unetfast train --shards shards/ (docs/distributed.md).
     """
     from unetfast.data.manifest import read_manifest
 
