@@ -19,6 +19,23 @@ Rng = np.random.Generator
 Rgb = tuple[int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """How much fine detail drawn pictures hold, and how JPEG keeps it: what decides the bytes of a file.
+
+    Args:
+        noise: standard deviation of the sensor's noise, in steps of 8 bits.
+        texture: how far brightness goes up and down over surfaces, as a share of it.
+        quality: of JPEG files, 1 to 95 as Pillow counts it.
+        num_details: small things that lie about, each with an outline in the mask; of ade20k alone.
+    """
+
+    noise: float
+    texture: float
+    quality: int
+    num_details: int = 0
+
+
 class Canvas:
     """An RGB picture and its mask, drawn together at `SUPERSAMPLING` times their size.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unetfast.data.toy.canvas import Camera, Canvas, Rgb, Rng, cut_patch, draw_prism, mix, scale
+from unetfast.data.toy.canvas import Camera, Canvas, Grain, Rgb, Rng, cut_patch, draw_prism, mix, scale
 
 PAINTS: tuple[Rgb, ...] = (
     (236, 236, 232),
@@ -67,7 +67,7 @@ def draw_car_shape(rng: Rng) -> Car:
     )
 
 
-def draw_car(rng: Rng, car: Car, angle: float, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_car(rng: Rng, car: Car, angle: float, size_hw: tuple[int, int], grain: Grain) -> tuple[np.ndarray, np.ndarray]:
     """Photograph a car in its studio.
 
     Args:
@@ -75,6 +75,7 @@ def draw_car(rng: Rng, car: Car, angle: float, size_hw: tuple[int, int]) -> tupl
         car: what to photograph.
         angle: turn of the table, radians.
         size_hw: height and width, pixels.
+        grain: noise and texture.
 
     Returns:
         Image, RGB uint8 (H, W, 3), and mask, 1 on the car, uint8 (H, W).
@@ -88,15 +89,15 @@ def draw_car(rng: Rng, car: Car, angle: float, size_hw: tuple[int, int]) -> tupl
         focal_px=width * float(rng.uniform(1.36, 1.52)),
         center_xy=(width * float(rng.uniform(0.46, 0.54)), height * float(rng.uniform(0.68, 0.74))),
     )
-    _draw_studio(canvas, rng, np.random.default_rng(car.studio_seed))
+    _draw_studio(canvas, rng, np.random.default_rng(car.studio_seed), grain.texture)
     x, y = car.length / 2, car.width / 2
     ground = np.array([(-x, -y, 0), (x, -y, 0), (x, y, 0), (-x, y, 0)]) * 1.06
     canvas.shade(camera.project(ground), float(rng.uniform(0.35, 0.7)), width / 60)
     _draw_car_body(canvas, camera, car)
-    return canvas.finish(rng, noise=4.0, light_HW=rng.uniform(0.8, 1.15, (2, 3)))
+    return canvas.finish(rng, noise=grain.noise, light_HW=rng.uniform(0.8, 1.15, (2, 3)))
 
 
-def _draw_studio(canvas: Canvas, rng: Rng, studio: Rng) -> None:
+def _draw_studio(canvas: Canvas, rng: Rng, studio: Rng, texture: float) -> None:
     height, width = canvas.height, canvas.width
     horizon = height * float(studio.uniform(0.36, 0.5))
     wall, floor = (scale(studio.uniform(0.82, 1.0, 3), float(studio.uniform(60, 240))) for _ in range(2))
@@ -111,7 +112,7 @@ def _draw_studio(canvas: Canvas, rng: Rng, studio: Rng) -> None:
     for _ in range(int(rng.integers(3, 8))):  # posters, lamps and boxes, in the colours of cars
         _draw_clutter(canvas, rng, horizon)
     blotches = rng.uniform(0.86, 1.14, (9, 13))
-    canvas.multiply(blotches, rng.uniform(0.94, 1.06, (height // 3, width // 3)))
+    canvas.multiply(blotches, rng.uniform(1 - texture, 1 + texture, (height // 3, width // 3)))
 
 
 def _draw_clutter(canvas: Canvas, rng: Rng, horizon: float) -> None:

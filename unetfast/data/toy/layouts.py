@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unetfast.data.toy import cars, scenes
+from unetfast.data.toy.canvas import Grain
 from unetfast.errors import UserError
 
 TOY_LAYOUTS = {
@@ -25,7 +26,14 @@ TOY_LAYOUTS = {
 }
 NUM_CARVANA_ANGLES = 16
 NUM_CLEVR_FRAMES = 22
-_JPEG_QUALITY = 92
+ADE_SIDES = (0.8, 1.3)  # shortest and longest, as shares of the size asked for
+# of the demo: noise and texture that keep a threshold from finding the objects
+DEMO_GRAIN = {
+    "carvana": Grain(noise=4.0, texture=0.06, quality=92),
+    "clevr": Grain(noise=2.0, texture=0.0, quality=92),
+    "ade20k": Grain(noise=3.0, texture=0.05, quality=92),
+    "folder": Grain(noise=4.0, texture=0.0, quality=92),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class _Order:
     images_per_group: int
     size_hw: tuple[int, int]
     seed: int
+    grain: Grain
 
     def rng(self, *place: int | str) -> np.random.Generator:
         """Return the generator of one thing; independent of how much else is written."""
@@ -55,6 +64,7 @@ def write_toy(
     size_hw: tuple[int, int] | None = None,
     layout: str | None = None,
     val_fraction: float = 0.25,
+    grain: Grain | None = None,
 ) -> list[Path]:
     """Write a toy data set; the same arguments give the same bytes (with the same Pillow).
 
@@ -67,6 +77,7 @@ def write_toy(
         size_hw: height and width, pixels; default 160x240, for ade20k sizes that vary around it.
         layout: one of `TOY_LAYOUTS[dataset]`, the first by default. carvana: "kaggle" (no splits) or "four-folders";
             clevr: "splits" (train/ val/ unlabeled/, with one video without mask) or "flat"; folder: "splits" or "flat".
+        grain: noise and detail of the pictures; None is the demo's.
         val_fraction: share of groups that go to val where the layout has splits; at least one group on each side.
 
     Returns:
@@ -92,7 +103,9 @@ def write_toy(
     if min(size_hw or (160, 240)) < 16:
         raise UserError(f"size_hw = {size_hw}: at least 16x16 pixels")
     num_val_groups = min(num_groups - 1, max(1, round(num_groups * val_fraction))) if has_splits else 0
-    order = _Order(root, layout, num_groups, num_val_groups, images_per_group, size_hw or (160, 240), seed)
+    order = _Order(
+        root, layout, num_groups, num_val_groups, images_per_group, size_hw or (160, 240), seed, grain or DEMO_GRAIN[dataset]
+    )
     return sorted(_WRITERS[dataset](order))
 
 
@@ -109,9 +122,9 @@ def _write_carvana(order: _Order) -> list[Path]:
             # a quarter of the angles is spread over the whole turn, as all 16 are
             angle = 1 + place * NUM_CARVANA_ANGLES // order.images_per_group
             turn = start + 2 * np.pi * angle / NUM_CARVANA_ANGLES
-            image_HWC, mask_HW = cars.draw_car(order.rng("carvana", group, angle), car, turn, order.size_hw)
+            image_HWC, mask_HW = cars.draw_car(order.rng("carvana", group, angle), car, turn, order.size_hw, order.grain)
             stem = f"{car_id}_{angle:02d}"
-            files.append(_save(order.root / image_folder / f"{stem}.jpg", Image.fromarray(image_HWC)))
+            files.append(_save(order.root / image_folder / f"{stem}.jpg", Image.fromarray(image_HWC), order.grain))
             files.append(
                 _save(order.root / mask_folder / f"{stem}_mask.gif", _palette_image(mask_HW, [(0, 0, 0), (255, 255, 255)]))
             )
@@ -131,7 +144,7 @@ def _write_clevr(order: _Order) -> list[Path]:
         masks = []
         for frame in range(order.images_per_group):
             rng = order.rng("clevr", split, group, frame)
-            image_HWC, mask_HW = scenes.draw_clevr_frame(rng, blocks, frame, order.size_hw)
+            image_HWC, mask_HW = scenes.draw_clevr_frame(rng, blocks, frame, order.size_hw, order.grain)
             files.append(_save(folder / f"image_{frame}.png", Image.fromarray(image_HWC)))
             masks.append(mask_HW)
         if not is_unlabeled:
@@ -147,10 +160,10 @@ def _write_ade20k(order: _Order) -> list[Path]:
         split, short = ("validation", "val") if is_val else ("training", "train")
         number = 1 + (group - order.num_groups + order.num_val_groups if is_val else group)
         rng = order.rng("ade20k", split, number)
-        height, width = (round(side * float(rng.uniform(0.8, 1.3))) for side in order.size_hw)
-        image_HWC, mask_HW = scenes.draw_ade_scene(rng, (height, width))
+        height, width = (round(side * float(rng.uniform(*ADE_SIDES))) for side in order.size_hw)
+        image_HWC, mask_HW = scenes.draw_ade_scene(rng, (height, width), order.grain)
         stem = f"ADE_{short}_{number:08d}"
-        files.append(_save(order.root / "images" / split / f"{stem}.jpg", Image.fromarray(image_HWC)))
+        files.append(_save(order.root / "images" / split / f"{stem}.jpg", Image.fromarray(image_HWC), order.grain))
         files.append(_save(order.root / "annotations" / split / f"{stem}.png", Image.fromarray(mask_HW)))
     return files
 
@@ -161,7 +174,7 @@ def _write_folder(order: _Order) -> list[Path]:
     for group in range(order.num_groups):
         is_val = group >= order.num_groups - order.num_val_groups
         top = order.root / ("" if order.layout == "flat" else "val" if is_val else "train")
-        image_HWC, mask_HW = scenes.draw_cells(order.rng("folder", group), order.size_hw)
+        image_HWC, mask_HW = scenes.draw_cells(order.rng("folder", group), order.size_hw, order.grain)
         files.append(_save(top / "images" / f"cells_{group:03d}.png", Image.fromarray(image_HWC)))
         files.append(_save(top / "masks" / f"cells_{group:03d}.png", _palette_image(mask_HW, palette)))
     return files
@@ -173,10 +186,10 @@ def _palette_image(mask_HW: np.ndarray, colors: list[tuple[int, int, int]]) -> I
     return image
 
 
-def _save(path: Path, image: Image.Image) -> Path:
+def _save(path: Path, image: Image.Image, grain: Grain | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jpg":
-        image.save(path, quality=_JPEG_QUALITY)
+    if grain is not None and path.suffix == ".jpg":
+        image.save(path, quality=grain.quality)
     elif path.suffix == ".gif":
         image.save(path, optimize=False)  # keep index 0 black and 1 white, even where one is absent
     else:

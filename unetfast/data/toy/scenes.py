@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unetfast.data.toy.canvas import Camera, Canvas, Rgb, Rng, cut_patch, draw_prism, mix, scale
+from unetfast.data.toy.canvas import Camera, Canvas, Grain, Rgb, Rng, cut_patch, draw_prism, mix, scale
 
 CLEVR_COLORS = {
     "gray": (87, 87, 87),
@@ -48,7 +48,9 @@ def draw_blocks(rng: Rng) -> list[Block]:
     return blocks
 
 
-def draw_clevr_frame(rng: Rng, blocks: list[Block], frame: int, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_clevr_frame(
+    rng: Rng, blocks: list[Block], frame: int, size_hw: tuple[int, int], grain: Grain
+) -> tuple[np.ndarray, np.ndarray]:
     """Render one frame of a video.
 
     Returns:
@@ -62,7 +64,7 @@ def draw_clevr_frame(rng: Rng, blocks: list[Block], frame: int, size_hw: tuple[i
     placed = [(block.place[0] + frame * block.speed[0], block.place[1] + frame * block.speed[1], block) for block in blocks]
     for x, y, block in sorted(placed, key=lambda entry: -entry[1]):
         _draw_block(canvas, camera, block, np.array([x, y, 0.0]))
-    return canvas.finish(rng, noise=2.0)
+    return canvas.finish(rng, noise=grain.noise)
 
 
 def _draw_block(canvas: Canvas, camera: Camera, block: Block, place: np.ndarray) -> None:
@@ -98,9 +100,10 @@ def _draw_block(canvas: Canvas, camera: Camera, block: Block, place: np.ndarray)
 # numbers of SceneParse150; 0 is "other"
 _WALL, _BUILDING, _SKY, _FLOOR, _TREE, _CEILING, _ROAD, _BED = 1, 2, 3, 4, 5, 6, 7, 8
 _WINDOW, _GRASS, _SIDEWALK, _DOOR, _CAR, _PAINTING = 9, 10, 12, 15, 21, 23
+_DETAILS = (_TREE, _BED, _WINDOW, _GRASS, _DOOR, _CAR, _PAINTING)
 
 
-def draw_ade_scene(rng: Rng, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_ade_scene(rng: Rng, size_hw: tuple[int, int], grain: Grain) -> tuple[np.ndarray, np.ndarray]:
     """Draw a room or a street.
 
     Returns:
@@ -109,12 +112,23 @@ def draw_ade_scene(rng: Rng, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.n
     canvas = Canvas(size_hw)
     draw = _draw_room if rng.integers(2) else _draw_street
     draw(canvas, rng)
-    canvas.multiply(rng.uniform(0.95, 1.05, (size_hw[0] // 3, size_hw[1] // 3)))
-    return canvas.finish(rng, noise=3.0, light_HW=rng.uniform(0.85, 1.15, (5, 7)))
+    for _ in range(grain.num_details):
+        _draw_detail(canvas, rng)
+    canvas.multiply(rng.uniform(1 - grain.texture, 1 + grain.texture, (size_hw[0] // 3, size_hw[1] // 3)))
+    return canvas.finish(rng, noise=grain.noise, light_HW=rng.uniform(0.85, 1.15, (5, 7)))
 
 
 def _tinted(rng: Rng, color: Rgb) -> Rgb:
     return scale(np.array(color) + rng.normal(0, 12, 3), float(rng.uniform(0.85, 1.15)))
+
+
+def _draw_detail(canvas: Canvas, rng: Rng) -> None:
+    """Draw a small thing with a ragged outline."""
+    angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    radius = canvas.height * float(rng.uniform(0.015, 0.07)) * rng.uniform(0.6, 1.4, 16)
+    x, y = canvas.width * float(rng.uniform(0, 1)), canvas.height * float(rng.uniform(0, 1))
+    outline = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
+    canvas.polygon(outline, scale(rng.uniform(20, 235, 3), 1.0), _DETAILS[rng.integers(len(_DETAILS))])
 
 
 def _draw_room(canvas: Canvas, rng: Rng) -> None:
@@ -160,7 +174,7 @@ def _draw_street(canvas: Canvas, rng: Rng) -> None:
     canvas.rectangle(x - half * 0.7, y - height * 0.11, x + half * 0.7, y - height * 0.065, (38, 44, 52), _CAR)
 
 
-def draw_cells(rng: Rng, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_cells(rng: Rng, size_hw: tuple[int, int], grain: Grain) -> tuple[np.ndarray, np.ndarray]:
     """Draw stained cells under a microscope.
 
     Returns:
@@ -176,4 +190,4 @@ def draw_cells(rng: Rng, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
         canvas.ellipse(x, y, radius + 1.5, radius + 1.5, color, 255)
         canvas.ellipse(x, y, radius, radius, color, 1)
         canvas.ellipse(x + radius * 0.2, y, radius * 0.4, radius * 0.45, _tinted(rng, (110, 60, 150)), 2)
-    return canvas.finish(rng, noise=4.0, light_HW=rng.uniform(0.85, 1.15, (4, 6)))
+    return canvas.finish(rng, noise=grain.noise, light_HW=rng.uniform(0.85, 1.15, (4, 6)))
