@@ -56,7 +56,7 @@ def whole(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "measure_machine", lambda device, dtypes: known)
-        record, results, notes = measure(toy_folder, toy="clevr", json=path, words=("bench", "--toy", "clevr"))
+        record, results, notes = measure(toy_folder, toy="clevr", json=path, words=("bench", "--json", str(path)))
     torch.set_num_threads(threads)
     return record, results, notes, path
 
@@ -80,7 +80,8 @@ def test_the_record_says_what_the_figures_depend_on(whole: tuple[dict[str, Any],
     record, _, _, path = whole
     assert json.loads(path.read_text()) == record
     assert record["benchmark"] == "bench"
-    assert record["command"] == ["bench", "--toy", "clevr"]
+    assert record["command"] == ["bench", "--json", "bench.json"]  # the folder is this machine's
+    assert str(path.parent) not in path.read_text()
     assert record["toy"] == {"name": "clevr", "seed": 0, "small": True}
     assert (record["data"]["dataset"], record["data"]["samples"]) == ("clevr", 16)
     assert record["config"]["model"]["base_channels"] == 4
@@ -88,6 +89,7 @@ def test_the_record_says_what_the_figures_depend_on(whole: tuple[dict[str, Any],
     assert record["rungs"]["model"]["facts"]["batch_size"] == 4
     assert record["rungs"]["model"]["facts"]["gflop_step_per_image"] > 0
     assert record["verdict"]["next"]
+    assert record["other_cores"] is None or record["other_cores"] >= 0
 
 
 def test_a_record_is_held_against_a_later_one(whole: tuple[dict[str, Any], str, str, Path], toy_folder: Path) -> None:
@@ -123,6 +125,7 @@ def test_a_profile_lies_beside_the_record(car_shards: Path, tmp_path: Path) -> N
     path = tmp_path / "bench.json"
     record, results, notes = measure(tmp_path, shards=car_shards, rung="read", profile=True, json=path)
     assert (tmp_path / "bench-trace.json.gz").is_file()
+    assert record["profile"]["trace"] == "bench-trace.json.gz"
     assert len(record["profile"]["kernels"]) == 10
     assert record["profile"]["kernels"][0]["name"].split(" ")[0] in results
     assert "bench-trace.json.gz" in notes

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from unetfast.bench.compare import compare_records, format_comparison, read_bench_record
-from unetfast.bench.harness import describe_environment
+from unetfast.bench.harness import describe_environment, without_places
 from unetfast.bench.opening import RUNGS, BenchData, find_data, open_bench, resolve_bench_config
 from unetfast.bench.rung import OtherWork, measure_rungs
 from unetfast.bench.shardfacts import describe_shards
@@ -166,7 +166,7 @@ def _make_folder(folder: Path, option: str) -> None:
 
 
 def _begin_record(asked: BenchRequest, data: BenchData, config: Config, load_before: float) -> dict[str, Any]:
-    return {
+    begun: dict[str, Any] = {
         "benchmark": "bench",
         "command": [*asked.words],
         "environment": describe_environment(),
@@ -177,6 +177,8 @@ def _begin_record(asked: BenchRequest, data: BenchData, config: Config, load_bef
         "seconds": asked.round_s,
         "load_before": round(load_before, 2),
     }
+    # before it is held against another, whose keys have lost their folders too
+    return cast(dict[str, Any], without_places(begun))
 
 
 def _measure(asked: BenchRequest, data: BenchData, config: Config, record: dict[str, Any], console: Console) -> None:
@@ -194,7 +196,7 @@ def _measure(asked: BenchRequest, data: BenchData, config: Config, record: dict[
         if asked.profile and bench.run is not None:
             from unetfast.bench.profile import run_profile
 
-            record["profile"] = run_profile(bench.run, bench.batches, asked.trace)
+            record["profile"] = without_places(run_profile(bench.run, bench.batches, asked.trace))
             console.print(f"trace   {asked.trace}; open it in https://ui.perfetto.dev", markup=False, soft_wrap=True)
 
 
