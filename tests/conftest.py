@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in TOY_SETS:
         make_toy_shards(name, root, small=True)
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_code_in_torchs_own_folder() -> Iterator[None]:
+    """Leave the user's cache alone, in the processes that tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"))
+        yield
 
 
 @pytest.fixture

@@ -143,6 +143,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"augment": {"crop": {"prob": 1.0}, "resized_crop": {"prob": 1.0}}}, "exclude each other"),
         ({"loader": {"batch_size": 10}, "train": {"accumulation": 4}}, "not divisible"),
         ({"train": {"device": "cpu", "amp": "fp16"}}, "needs a GPU"),
+        ({"train": {"device": "cpu", "compile": "graphs"}}, "CUDA graphs and needs a GPU"),
+        ({"train": {"device": "cuda", "compile": "graphs", "accumulation": 2}}, r"train\.accumulation = 2: take"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tree: dict[str, Any], message: str) -> None:

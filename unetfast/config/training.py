@@ -45,7 +45,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the device is fast at it
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: on for CUDA
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"  # auto: on for CUDA; graphs: replayed as CUDA graphs
     channels_last: bool = True
     accumulation: int = Field(1, gt=0)  # micro-batches per optimizer step; batch_size is divided by it
     deterministic: bool = False
@@ -58,6 +58,13 @@ class TrainConfig(Section):
     def _check(self) -> Self:
         if self.device == "cpu" and self.amp == "fp16":
             raise ValueError('train.amp = "fp16" needs a GPU: take "bf16" or "off" on the CPU')
+        if self.compile == "graphs" and self.device == "cpu":
+            raise ValueError('train.compile = "graphs" replays CUDA graphs and needs a GPU: take "on" or "off" on the CPU')
+        if self.compile == "graphs" and self.accumulation > 1:  # pytorch #169545
+            raise ValueError(
+                f'train.compile = "graphs" cannot add gradients up, and train.accumulation = {self.accumulation}: take "on", '
+                "or train.accumulation = 1"
+            )
         return self
 
 

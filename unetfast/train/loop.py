@@ -19,6 +19,7 @@ from unetfast.checkpoint import Checkpoint, check_resume, load_checkpoint
 from unetfast.config import Config
 from unetfast.distributed import World, failing_together, join_world
 from unetfast.train.autobatch import settle_batch_size
+from unetfast.train.compiling import check_parts, warn_of_skipped_graphs
 from unetfast.train.display import METRIC_WORDS, Display
 from unetfast.train.epoch import finish_epoch, is_stopping, save_last, take_validation, validate_both
 from unetfast.train.log import MetricsLog
@@ -132,6 +133,7 @@ def start_run(run: Run, checkpoint: Checkpoint | None, *, resume: bool) -> list[
     if checkpoint is not None:
         changed = check_resume(checkpoint, config, run.manifest.digest(), path=folder.last)
         run.restore(checkpoint)
+        check_parts(config, run.accumulation)
         notes += [
             f"resume  {folder.last}: step {run.step:,}, {run.epoch} epochs finished",
             *(f"        {line}" for line in changed),
@@ -212,6 +214,8 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
             row = read_train_row(run, clock)
             log.add(row)
             display.show_row(row)
+            if skipped := warn_of_skipped_graphs(config):
+                display.warn_once(skipped)
         if is_save_due:
             with clock.pause():
                 save_last(run, log)

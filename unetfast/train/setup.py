@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from unetfast.checkpoint import build_network
+from unetfast.compilecache import describe_cache, keep_compiled
 from unetfast.config import (
     Config,
     apply_overrides,
@@ -28,13 +29,14 @@ from unetfast.config import (
 from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest, read_manifest
 from unetfast.data.reader import open_shards
-from unetfast.device import keep_freed_memory, resolve_amp, resolve_compile, resolve_device
+from unetfast.device import FreedMemory, keep_freed_memory, resolve_amp, resolve_compile, resolve_device
 from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.infer.load import build_loss
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.network import Network
+from unetfast.train.compiling import GRAPHS, compile_network
 from unetfast.train.earlystop import check_early_stop
 from unetfast.train.ema import WeightAverage
 from unetfast.train.guard import StepGuard
@@ -160,8 +162,7 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
             model = model.to(memory_format=torch.channels_last)
         compiled = resolve_compile(config.train.compile, device)
         if compiled:
-            # a factory's module may do what cannot be compiled; then only what can is
-            model.compile(fullgraph=not config.model.factory, dynamic=False)
+            compile_network(model, config, device, world)
         network = wrap_network(model, config, world)
         if not world.is_main:
             seed_generators(config.train.seed, rank=world.rank)
@@ -223,13 +224,13 @@ def _check_batch_norm(config: Config, model: Network, world: World) -> None:
 
 
 def describe_run(run: Run, shards: Path) -> list[str]:
-    """Say in four lines what was understood: data, loader, model, run."""
+    """Say in four lines what was understood: data, loader, model, run; and in further ones what is out of the ordinary."""
     config, manifest = run.config, run.manifest
     counts = " / ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     height, width = config.loader.size_hw
     accumulation = f" in {run.accumulation} parts" if run.accumulation > 1 else ""
     number_format = "float32" if run.amp.name == "off" else run.amp.name
-    modes = ["channels_last"] * config.train.channels_last + ["compiled" if run.compiled else "not compiled"]
+    modes = ["channels_last"] * config.train.channels_last + [_describe_compiled(run)]
     reason = choose_backend(config, run.device, training=True).reason
     cache = f", cache {run.loader.facts}" if run.loader.facts else ""
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
@@ -247,7 +248,23 @@ def describe_run(run: Run, shards: Path) -> list[str]:
         f"run     {run.folder.path}: {length}, {config.optimizer.name} "
         f"{config.optimizer.learning_rate:g}, {config.schedule.name}{warmup}{average}",
         *describe_processes(run.world, run.num_synchronized),
+        *(describe_memory(keep_freed_memory()) if run.device.type == "cpu" else []),
     ]
+
+
+def _describe_compiled(run: Run) -> str:
+    if not run.compiled:
+        return "not compiled"
+    graphs = ", replayed as CUDA graphs" if run.config.train.compile == GRAPHS else ""
+    return f"compiled ({describe_cache(keep_compiled())}){graphs}"
+
+
+def describe_memory(freed: FreedMemory) -> list[str]:
+    """Say where a run on a CPU cannot keep all freed memory from step to step; nothing where it does."""
+    if not freed.reason:
+        return []
+    which = f"blocks above {freed.largest_block // 2**20} MiB go" if freed.largest_block else "large blocks go"
+    return [f"memory  {which} back to the system in each step, which costs time ({freed.reason})"]
 
 
 def describe_sizes(rows: np.ndarray) -> str:

@@ -14,6 +14,7 @@ from unetfast.errors import UserError
 from unetfast.loader.batch import Batch
 from unetfast.model.deep import full_size, supervised_loss
 from unetfast.model.metrics import confusion_matrix
+from unetfast.train.compiling import GRAPHS
 from unetfast.train.guard import update_weights
 from unetfast.train.memory import free_memory, is_out_of_memory, next_accumulation
 from unetfast.train.meter import StepClock
@@ -125,6 +126,11 @@ def take_smaller_parts(run: Run, problem: str) -> None:
     if run.world.size > 1:
         # the others wait in the middle of this step, and cannot be brought back to its start
         raise UserError(f"{where}\n  {remedy}; with several processes the run must be started anew for it, by --resume")
+    if config.train.compile == GRAPHS:
+        raise UserError(
+            f"{where}\n  CUDA graphs (train.compile) have no micro-batches: take a loader.batch_size below "
+            f"{config.loader.batch_size}, or --set train.compile=on with train.accumulation={more}"
+        )
     if config.train.on_out_of_memory == "error":
         raise UserError(f"{where}\n  {remedy}; train.on_out_of_memory = halve does the first by itself")
     run.notices.append(

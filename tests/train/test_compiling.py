@@ -1,0 +1,127 @@
+"""How `train.compile` compiles a run's network, what it refuses, what a run says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from unetfast.checkpoint import load_checkpoint
+from unetfast.config import Config
+from unetfast.device import FreedMemory
+from unetfast.distributed import World
+from unetfast.errors import UserError
+from unetfast.model.unet import UNet
+from unetfast.train.compiling import check_graphs, check_parts, compile_network, warn_of_skipped_graphs
+from unetfast.train.loop import train
+from unetfast.train.runfolder import RunFolder
+from unetfast.train.setup import build_run, describe_memory, describe_run
+from unetfast.train.step import take_smaller_parts
+
+MakeConfig = Callable[..., Config]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def graphs(make_config: MakeConfig, **sections: dict[str, Any]) -> Config:
+    return make_config(**sections, train={"device": "auto", "compile": "graphs"})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `nn.Module.compile` is asked for; nothing is compiled."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: calls.append(options))
+    return calls
+
+
+def test_each_mode_is_one_static_graph(asked: list[dict[str, Any]], make_config: MakeConfig) -> None:
+    net = UNet(2, base_channels=2, depth=1)
+    compile_network(net, make_config(train={"compile": "on"}), CPU, World())
+    compile_network(net, graphs(make_config), CUDA, World())
+    assert asked == [{"fullgraph": True, "dynamic": False}, {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}]
+
+
+def test_a_network_of_the_users_own_may_be_compiled_in_parts(asked: list[dict[str, Any]], make_config: MakeConfig) -> None:
+    config = make_config(model={"factory": "package:function"}, train={"compile": "on"})
+    compile_network(UNet(2, base_channels=2, depth=1), config, CPU, World())
+    assert asked == [{"fullgraph": False, "dynamic": False}]
+
+
+def test_graphs_are_refused_where_they_cannot_be_had(make_config: MakeConfig) -> None:
+    check_graphs(graphs(make_config), CUDA, World())
+    with pytest.raises(UserError, match=r"needs a GPU, this run is on the cpu; take --set train\.compile=on"):
+        check_graphs(graphs(make_config), CPU, World())
+    with pytest.raises(UserError, match=r"not sure of what package:function builds"):
+        check_graphs(graphs(make_config, model={"factory": "package:function"}), CUDA, World())
+    with pytest.raises(UserError, match="for one process, and 2 train together"):
+        check_graphs(graphs(make_config), CUDA, World(size=2))
+
+
+def test_a_run_on_a_cpu_refuses_graphs_before_its_first_step(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="CUDA graphs and needs a GPU"):
+        train(toy_shards, graphs(make_config), tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_smaller_parts_are_refused_with_graphs(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    check_parts(graphs(make_config), 1)
+    check_parts(make_config(train={"compile": "on"}), 4)
+    with pytest.raises(UserError, match="cuts its batches into 4 parts"):
+        check_parts(graphs(make_config), 4)
+    with build_run(toy_shards, make_config(), RunFolder(tmp_path)) as run:
+        asked = replace(run, config=graphs(make_config))
+        with pytest.raises(UserError, match=r"(?s)out of memory.*CUDA graphs \(train\.compile\) have no micro-batches"):
+            take_smaller_parts(asked, "no memory")
+        assert asked.accumulation == 1
+
+
+def test_graphs_that_torch_leaves_out_are_said(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 0)
+    assert warn_of_skipped_graphs(graphs(make_config)) is None
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 2)
+    assert "runs some passes without CUDA graphs" in str(warn_of_skipped_graphs(graphs(make_config)))
+    assert warn_of_skipped_graphs(make_config(train={"compile": "on"})) is None
+
+
+def test_a_run_says_how_it_is_compiled_and_where_that_is_kept(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kept"))
+    with build_run(toy_shards, make_config(train={"compile": "on"}), RunFolder(tmp_path)) as run:
+        assert f", compiled (kept in {tmp_path / 'kept'}), " in describe_run(run, toy_shards)[2]
+        told = describe_run(replace(run, config=graphs(make_config)), toy_shards)[2]
+        assert "), replayed as CUDA graphs, " in told
+    with build_run(toy_shards, make_config(train={"compile": "off"}), RunFolder(tmp_path)) as run:
+        assert ", not compiled, " in describe_run(run, toy_shards)[2]
+
+
+def test_memory_that_cannot_be_kept_is_said() -> None:
+    assert describe_memory(FreedMemory(2**31 - 1)) == []
+    (line,) = describe_memory(FreedMemory(2**25, "the C library refuses larger ones"))
+    assert "blocks above 32 MiB go back to the system" in line
+    (line,) = describe_memory(FreedMemory(0, "GLIBC_TUNABLES is set"))
+    assert "large blocks go back" in line
+    assert line.endswith("(GLIBC_TUNABLES is set)")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_graphs_train_as_a_compiled_run_does(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    found = []
+    for mode in ("on", "graphs"):
+        config = make_config(train={"device": "cuda", "compile": mode, "max_steps": 6}, optimizer={"name": "sgd"})
+        train(toy_shards, config, tmp_path / mode)
+        found.append(load_checkpoint(tmp_path / mode / "last.pt").weights)
+    assert not counters["inductor"]["cudagraph_skips"]
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=1e-4, atol=1e-5)
