@@ -106,25 +106,38 @@ class Manifest(_Part):
 def manifest_to_json(manifest: Manifest) -> str:
     """Write the manifest as JSON, byte for byte the same for equal manifests.
 
-    It is `json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)`, whose indenting encoder is slow: shards, of which
-    there may be thousands, are written here, since each opening of a loader hashes this text.
+    It is `json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)`, whose indenting encoder is slow, and each opening of
+    a loader hashes this text: there may be thousands of shards.
     """
     tree = manifest.model_dump(mode="json", exclude={"splits": {name: {"shards"} for name in manifest.splits}})
-    marks = {name: f"shards of split {place}" for place, name in enumerate(manifest.splits)}
-    for name, mark in marks.items():
-        tree["splits"][name]["shards"] = [mark] if manifest.splits[name].shards else []
-    text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
-    for name, mark in marks.items():
-        head, found, rest = text.partition(f'"shards": [\n    "{mark}"')
-        if found:
-            shards = ",\n".join(map(_shard_to_json, manifest.splits[name].shards))
-            text = f'{head}"shards": [\n{shards}{rest}'
-    return text + "\n"
+    for name, split in manifest.splits.items():
+        tree["splits"][name]["shards"] = split.shards
+    return _to_json(tree, "\n") + "\n"
+
+
+def _to_json(value: Any, line: str) -> str:
+    """Write a tree; `line` begins a line of its own depth."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, str):
+        return _quote(value)
+    inner = line + " "
+    if isinstance(value, dict) and value:
+        entries = [f"{_quote(name)}: {_to_json(value[name], inner)}" for name in sorted(value)]
+        return f"{{{inner}{f',{inner}'.join(entries)}{line}}}"
+    if isinstance(value, list | tuple) and value:
+        parts = [_shard_to_json(part) if isinstance(part, ShardInfo) else _to_json(part, inner) for part in value]
+        return f"[{inner}{f',{inner}'.join(parts)}{line}]"
+    return json.dumps(value)
+
+
+assert set(ShardInfo.model_fields) == {"bytes", "file", "idx_xxh3", "samples", "xxh3"}, "write a shard's other fields too"
 
 
 def _shard_to_json(shard: ShardInfo) -> str:
+    """Write a shard at the depth at which all stand; thousands cost a loader's start, so the lines are put together here."""
     return (
-        f'    {{\n     "bytes": {shard.bytes},\n     "file": {_quote(shard.file)},\n     "idx_xxh3": "{shard.idx_xxh3}",\n'
+        f'{{\n     "bytes": {shard.bytes},\n     "file": {_quote(shard.file)},\n     "idx_xxh3": "{shard.idx_xxh3}",\n'
         f'     "samples": {shard.samples},\n     "xxh3": "{shard.xxh3}"\n    }}'
     )
 
@@ -147,15 +160,27 @@ def read_manifest(folder: Path) -> Manifest:
             f"tar files made by others are taken in with `unetfast shard --src {folder} --dataset webdataset --out NEW`"
         )
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); pack the folder again") from None
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        _check_version(path, data)
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: not a valid manifest: {key}: {first['msg']}; pack the folder again") from None
+    if manifest.format_version != FORMAT_VERSION:
+        _check_version(path, data)
+    return manifest
+
+
+def _check_version(path: Path, data: bytes) -> None:
+    """Refuse what is no JSON, or of another version."""
+    try:
+        tree = json.loads(data.decode())
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); pack the folder again") from None
     version = tree.get("format_version") if isinstance(tree, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: format version {version!r}, this unetfast reads {FORMAT_VERSION}; pack the folder again")
-    try:
-        return Manifest.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: not a valid manifest: {key}: {first['msg']}; pack the folder again") from None
