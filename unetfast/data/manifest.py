@@ -126,7 +126,8 @@ def _to_json(value: Any, line: str) -> str:
         entries = [f"{_quote(name)}: {_to_json(value[name], inner)}" for name in sorted(value)]
         return f"{{{inner}{f',{inner}'.join(entries)}{line}}}"
     if isinstance(value, list | tuple) and value:
-        parts = [_shard_to_json(part) if isinstance(part, ShardInfo) else _to_json(part, inner) for part in value]
+        # pydantic's classes are slow to ask for their instances
+        parts = [_shard_to_json(part) if type(part) is ShardInfo else _to_json(part, inner) for part in value]
         return f"[{inner}{f',{inner}'.join(parts)}{line}]"
     return json.dumps(value)
 
