@@ -234,6 +234,28 @@ def test_filling_in_many_pieces_gives_the_same(make_both: MakeBoth, monkeypatch:
     assert keep(make_both()[0], 2) == whole
 
 
+def test_pieces_are_no_larger_than_is_said_masks_with_them() -> None:
+    pixels = importlib.import_module("unetfast.loader.resident_pixels")
+    stored_hw = np.full((3000, 2), 1200)  # 1.4 MB of mask beside 115 KB of image
+    for layout in (pixels.lay_out(stored_hw, 8, (160, 240)), pixels.lay_out(stored_hw, 16, None)):
+        parts = list(pixels._cut(layout))
+        assert list(itertools.chain.from_iterable(parts)) == list(range(3000))
+        sizes = [layout.byte_starts[part.stop] - layout.byte_starts[part.start] for part in parts]
+        assert max(sizes) <= 128 << 20
+        assert sum(sizes) == layout.num_bytes
+
+
+def test_kernels_that_cannot_be_made_are_told_before_training(
+    resident: ModuleType, make_both: MakeBoth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    monkeypatch.setattr(resident, "render_batch", fail)
+    with pytest.raises(UserError, match=r"Triton cannot make its kernels here \(Failed to find C compiler\.\); take --set"):
+        make_both()
+
+
 @pytest.mark.parametrize(
     ("free_gib", "cache_mib", "words"),
     [

@@ -46,8 +46,8 @@ class LoaderRung:
         self._num_steps = 1
 
     def warm_up(self, seconds: float) -> None:
-        """Take batches until `seconds` are over, with a cache behind the epoch that fills it; see `Rung`."""
-        if self._config.loader.cache != "off":
+        """Take batches until `seconds` are over, with a cache in RAM behind the epoch that fills it; see `Rung`."""
+        if self._config.loader.cache == "ram":
             for _ in range(self._loader.num_batches):
                 next(self._batches)
         self._drop_ready()

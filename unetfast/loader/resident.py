@@ -17,7 +17,7 @@ import torch
 
 from unetfast.config import Config
 from unetfast.data.reader import SplitReader
-from unetfast.errors import UserError
+from unetfast.errors import UserError, say_briefly
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
@@ -74,8 +74,9 @@ class _Work:
 class ResidentLoader(PrefetchLoader[_Job]):
     """Batches of one split whose pixels lie on the device; see `unetfast.loader.batch.Loader`.
 
-    Making one decodes the whole split: seconds to minutes. Memory of the device: the split's pixels (`ResidentPixels`), and a
-    finished batch or two of PyTorch's own memory. A batch is made on the stream that is current when it is asked for.
+    Making one decodes the whole split, seconds to minutes, and compiles the kernels. Memory of the device: the split's pixels
+    (`ResidentPixels`), and a finished batch or two of PyTorch's own memory. A batch is made on the stream that is current when
+    it is asked for.
 
     Args:
         stream: the order of samples, and where it goes on.
@@ -84,28 +85,28 @@ class ResidentLoader(PrefetchLoader[_Job]):
         device: where the pixels lie and batches are made.
 
     Raises:
-        UserError: the split does not fit on the device; says what it takes and what is free.
+        UserError: the split does not fit on the device (says what it takes and what is free), or Triton does not work here.
         CorruptShardError: a sample cannot be decoded and `loader.on_bad` is "error".
     """
 
     backend = "resident"
 
     def __init__(self, stream: SampleStream, config: Config, *, num_threads: int, device: torch.device) -> None:
-        labels = stream.reader.manifest.labels
+        self._device = device
+        self._ignore_index = stream.reader.manifest.labels.ignore_index
+        self._target_hw = stream.target_hw
         try:
             self._pixels = ResidentPixels(stream, config.loader, num_threads=num_threads, device=device)
+            self._try_kernels()
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f'loader.cache = "gpu": memory of {device} ran out while the data set was put there ({reason})\n'
+                f'loader.cache = "gpu": memory of {device} ran out while the data set was put there ({say_briefly(error)})\n'
                 "  take --set loader.cache=ram or --set loader.cache=off"
             ) from None
         work = _Work(stream.reader, stream.crop_rule)
         chooses = stream.training and config.augment.max_class_share < 1
         num_ahead = config.loader.prefetch_batches
         super().__init__(stream, config.loader, work, num_threads=num_threads if chooses else 1, num_ahead=num_ahead)
-        self._device = device
-        self._ignore_index = labels.ignore_index
         self._free = deque(_Slot(max(stream.max_part, 1), device) for _ in range(num_ahead + 3))
         self._handed_out: _Slot | None = None
 
@@ -145,18 +146,42 @@ class ResidentLoader(PrefetchLoader[_Job]):
 
     def _hand_out(self, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
         self._handed_out = job.slot
+        image_NHWC, mask_NHW = self._render(job.slot.to_device(len(job), self._device))
+        is_wide = self._pixels.layout.mask_bits == 16
+        return image_NHWC.permute(0, 3, 1, 2), mask_NHW.view(torch.uint16) if is_wide else mask_NHW
+
+    def _render(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         layout = self._pixels.layout
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            image_NHWC, mask_NHW = render_batch(
+            return render_batch(
                 self._pixels.images,
                 self._pixels.masks,
-                job.slot.to_device(len(job), self._device),
-                self._stream.target_hw,
+                numbers,
+                self._target_hw,
                 are_resized=layout.are_resized,
                 mask_bits=layout.mask_bits,
                 ignore_index=self._ignore_index,
             )
-        return image_NHWC.permute(0, 3, 1, 2), mask_NHW.view(torch.uint16) if layout.mask_bits == 16 else mask_NHW
+
+    def _try_kernels(self) -> None:
+        """Compile the kernels and run them once: what they lack (a C compiler, a newer GPU) is told before training begins.
+
+        Raises:
+            UserError: they cannot be compiled or run here.
+        """
+        try:
+            self._render(
+                torch.zeros((1, NUM_COLUMNS), dtype=torch.float64, device=self._device)
+            )  # an empty crop: all is outside
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler may raise anything
+            raise UserError(
+                f'loader.cache = "gpu": Triton cannot make its kernels here ({say_briefly(error)}); '
+                "take --set loader.cache=ram or --set loader.cache=off"
+            ) from error
 
     def _give_up(self, jobs: list[_Job]) -> None:
         for job in jobs:

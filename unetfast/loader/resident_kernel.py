@@ -30,6 +30,9 @@ from unetfast.loader.augment import Augmentation
 # where its pixels begin (image, mask), stored height and width, crop box, then three matrices
 NUM_COLUMNS = 32
 _BLOCK_PX = 256
+# a product and a sum are rounded each, as on the host: in one step, positions that fall on a pixel's edge would round to the
+# other side of it (in a flipped mask of 128 columns, 16 of 160)
+EXACT = {"enable_fp_fusion": False}
 
 _jit = cast(Callable[[Any], Any], triton.jit)
 
@@ -92,7 +95,7 @@ def render_batch(
     device = images.device
     image_NHWC = torch.empty((num, height, width, 3), dtype=torch.uint8, device=device)
     mask_NHW = torch.empty((num, height, width), dtype=masks.dtype, device=device)
-    grid = (num, triton.cdiv(height * width, _BLOCK_PX))
+    grid = (triton.cdiv(height * width, _BLOCK_PX), num)  # the second number has a limit of 65,535
     source = images
     if not are_resized:
         source = torch.empty_like(image_NHWC)
@@ -111,14 +114,15 @@ def render_batch(
         MASK_BITS=mask_bits,
         COLUMNS=NUM_COLUMNS,
         BLOCK=_BLOCK_PX,
+        **EXACT,
     )
     return image_NHWC, mask_NHW
 
 
 @_jit
 def _resize(images, numbers, out, out_height, out_width, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_pixel = place < out_height * out_width
     numbers += row * COLUMNS
     images += tl.load(numbers).to(tl.int64)
@@ -171,8 +175,8 @@ def _finish(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_pixel = place < height * width
     numbers += row * COLUMNS
     target = row.to(tl.int64) * height * width + place

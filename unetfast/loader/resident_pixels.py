@@ -24,7 +24,7 @@ from unetfast.errors import CorruptShardError, UserError
 from unetfast.loader.pixels import choose_jpeg_reduction, decode_sample, resize_box
 from unetfast.loader.stream import SampleStream
 
-_STAGE_BYTES = 128 << 20  # of a piece that is copied to the device at once, about
+_STAGE_BYTES = 128 << 20  # of a piece that is copied to the device at once
 _NUM_STAGES = 3  # pieces in the making: threads need not wait for each other at the end of one
 _GIB = 1 << 30
 
@@ -48,8 +48,14 @@ class Layout:
     are_resized: bool
 
     @property
+    def byte_starts(self) -> np.ndarray:
+        """Bytes of the images and masks before each sample, and of all, int64, (n + 1,)."""
+        starts: np.ndarray = self.image_starts + self.mask_starts * (2 if self.mask_bits == 16 else 1)
+        return starts
+
+    @property
     def num_bytes(self) -> int:
-        return int(self.image_starts[-1]) + int(self.mask_starts[-1]) * (2 if self.mask_bits == 16 else 1)
+        return int(self.byte_starts[-1])
 
 
 def lay_out(stored_hw: np.ndarray, mask_bits: int, fixed_hw: tuple[int, int] | None) -> Layout:
@@ -137,6 +143,7 @@ class ResidentPixels:
     def _take_memory(self, config: LoaderConfig, device: torch.device, what: str) -> tuple[torch.Tensor, torch.Tensor]:
         layout = self.layout
         if device.type == "cuda":
+            torch.cuda.empty_cache()  # what torch holds in reserve can be had too
             free_bytes = torch.cuda.mem_get_info(device)[0]
             check_room(layout.num_bytes, free_bytes, config.cache_mib, device=device, what=what)
         mask_dtype = torch.int16 if layout.mask_bits == 16 else torch.uint8
@@ -186,10 +193,10 @@ class ResidentPixels:
 
 
 def _cut(layout: Layout) -> Iterator[range]:
-    """Cut the samples into runs of about `_STAGE_BYTES`, each of one sample at least."""
-    first, num = 0, len(layout.image_hw)
+    """Cut the samples into runs of at most `_STAGE_BYTES`, images and masks, each of one sample at least."""
+    first, num, starts = 0, len(layout.image_hw), layout.byte_starts
     while first < num:
-        last = int(np.searchsorted(layout.image_starts, layout.image_starts[first] + _STAGE_BYTES, side="right")) - 1
+        last = int(np.searchsorted(starts, starts[first] + _STAGE_BYTES, side="right")) - 1
         last = min(max(last, first + 1), num)
         yield range(first, last)
         first = last
