@@ -172,50 +172,66 @@ def evaluate(
     world = world or World()
     loss = copy.copy(loss)  # its sums are over the processes that score, not those that train
     loss.total = world.total
-    num_classes = labels.num_classes
-    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    weight_sum = torch.zeros((), dtype=torch.float64, device=device)
-    panels: list[tuple[Tensor, Tensor, Tensor, str, str]] = []
-    scores: list[tuple[np.ndarray, Tensor]] = []
-    num_images = 0
+    sums = _Sums.start(labels.num_classes, device)
     with _eval_mode(model), torch.no_grad():
         for batch in _same_number(loader, world):
             if batch is None:
-                _add_nothing(loss, world, loss_sum, weight_sum)
-                if on_batch is not None:
-                    on_batch(num_images)
-                continue
-            num = len(batch.sample_ids)
-            static_batch_size = static_batch_size or num
-            image_NCHW, mask_NHW = _pad_batch(batch, static_batch_size, labels.ignore_index)
-            with amp.autocast(device):
-                logits_NKHW = model(image_NCHW)
-            _add_loss(loss, world, logits_NKHW, mask_NHW, loss_sum, weight_sum)
-            confusion_NKK = _count_batch(logits_NKHW, mask_NHW, batch, reader, labels, size=size, on_logits=on_logits)
-            confusion_KK += confusion_NKK.sum(dim=0)
-            scores.append((batch.sample_ids.copy(), image_scores(confusion_NKK)))
-            wanted = min(num, collect_panels - len(panels))
-            panels += _keep_panels(image_NCHW[:wanted], mask_NHW[:wanted], logits_NKHW[:wanted], batch, reader)
-            num_images += num
+                _add_nothing(loss, world, sums)
+            else:
+                static_batch_size = static_batch_size or len(batch.sample_ids)
+                image_NCHW, mask_NHW = _pad_batch(batch, static_batch_size, labels.ignore_index)
+                with amp.autocast(device):
+                    logits_NKHW = model(image_NCHW)
+                _add_loss(loss, world, logits_NKHW, mask_NHW, sums)
+                sums.add(batch, _count_batch(logits_NKHW, mask_NHW, batch, reader, labels, size=size, on_logits=on_logits))
+                wanted = min(len(batch.sample_ids), collect_panels - len(sums.panels))
+                sums.panels += _keep_panels(image_NCHW[:wanted], mask_NHW[:wanted], logits_NKHW[:wanted], batch, reader)
             if on_batch is not None:
-                on_batch(num_images)
-    confusion_KK = world.sum(confusion_KK)
-    mean_loss = _divide(world.mean(loss_sum).item(), weight_sum.item())
-    notes = []
-    if mean_loss is not None and not math.isfinite(mean_loss):
-        notes.append(f"the loss is {mean_loss}: the model's numbers are not finite (learning rate too high?)")
-        mean_loss = None
-    return Evaluation(
-        loss=mean_loss,
-        metrics=compute_metrics(confusion_KK, labels.names),
-        num_images=sum(world.gather(num_images)),
-        size=size,
-        confusion_KK=confusion_KK.cpu(),
-        panels=[_panel(*parts) for parts in panels],
-        notes=notes,
-        images=_read_image_scores(scores, world),
-    )
+                on_batch(sums.num_images)
+    return sums.finish(labels, world, size=size)
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What a pass adds up; on the device, and of this process, until `finish`."""
+
+    confusion_KK: Tensor
+    loss: Tensor  # float64
+    weight: Tensor  # float64, of what `loss` is the sum over
+    panels: list[tuple[Tensor, Tensor, Tensor, str, str]] = field(default_factory=list)
+    scores: list[tuple[np.ndarray, Tensor]] = field(default_factory=list)
+    num_images: int = 0
+
+    @classmethod
+    def start(cls, num_classes: int, device: torch.device) -> _Sums:
+        confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        loss, weight = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        return cls(confusion_KK, loss, weight)
+
+    def add(self, batch: Batch, confusion_NKK: Tensor) -> None:
+        """Take the counts of a batch's images."""
+        self.confusion_KK += confusion_NKK.sum(dim=0)
+        self.scores.append((batch.sample_ids.copy(), image_scores(confusion_NKK)))
+        self.num_images += len(batch.sample_ids)
+
+    def finish(self, labels: LabelTable, world: World, *, size: str) -> Evaluation:
+        """Read the sums of all processes. A collective. Waits for the GPU."""
+        confusion_KK = world.sum(self.confusion_KK)
+        mean_loss = _divide(world.mean(self.loss).item(), self.weight.item())
+        notes = []
+        if mean_loss is not None and not math.isfinite(mean_loss):
+            notes.append(f"the loss is {mean_loss}: the model's numbers are not finite (learning rate too high?)")
+            mean_loss = None
+        return Evaluation(
+            loss=mean_loss,
+            metrics=compute_metrics(confusion_KK, labels.names),
+            num_images=sum(world.gather(self.num_images)),
+            size=size,
+            confusion_KK=confusion_KK.cpu(),
+            panels=[_panel(*parts) for parts in self.panels],
+            notes=notes,
+            images=_read_image_scores(self.scores, world),
+        )
 
 
 def _count_batch(
@@ -267,21 +283,19 @@ def _same_number(loader: Loader, world: World) -> Iterator[Batch | None]:
         yield from [None] * (loader.num_batches - num_batches)
 
 
-def _add_loss(
-    loss: SegmentationLoss, world: World, logits_NKHW: Tensor, mask_NHW: Tensor, loss_sum: Tensor, weight_sum: Tensor
-) -> None:
+def _add_loss(loss: SegmentationLoss, world: World, logits_NKHW: Tensor, mask_NHW: Tensor, sums: _Sums) -> None:
     """Add a batch's loss, times its weight, and its weight; those of the parts of all processes together."""
     weight = world.sum(_loss_weight(loss, mask_NHW))
     # a batch without weight has loss 0; a loss that is not finite must show in the sum all the same
-    loss_sum += loss(logits_NKHW, mask_NHW).to(torch.float64) * weight
-    weight_sum += weight
+    sums.loss += loss(logits_NKHW, mask_NHW).to(torch.float64) * weight
+    sums.weight += weight
 
 
-def _add_nothing(loss: SegmentationLoss, world: World, loss_sum: Tensor, weight_sum: Tensor) -> None:
+def _add_nothing(loss: SegmentationLoss, world: World, sums: _Sums) -> None:
     """Take part in the sums of a batch of which this process has no sample, with one pixel that is ignored."""
-    logits_NKHW = torch.zeros(1, loss.num_classes, 1, 1, device=loss_sum.device)
-    mask_NHW = torch.full((1, 1, 1), loss.ignore_index, dtype=torch.int64, device=loss_sum.device)
-    _add_loss(loss, world, logits_NKHW, mask_NHW, loss_sum, weight_sum)
+    logits_NKHW = torch.zeros(1, loss.num_classes, 1, 1, device=sums.loss.device)
+    mask_NHW = torch.full((1, 1, 1), loss.ignore_index, dtype=torch.int64, device=sums.loss.device)
+    _add_loss(loss, world, logits_NKHW, mask_NHW, sums)
 
 
 def _read_image_scores(scores: list[tuple[np.ndarray, Tensor]], world: World) -> ImageScores | None:
