@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from unetfast.model.fold import fold_batch_norm
+from unetfast.model.fold import cast_convolutions, fold_batch_norm
 from unetfast.model.unet import UNet
 
 
@@ -81,3 +81,21 @@ def test_modules_with_hooks_are_left_alone() -> None:
 def test_a_model_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match="evaluation mode alone"):
         fold_batch_norm(trained_net().train())
+
+
+@pytest.mark.parametrize(("options", "num_cast"), [({}, 13), ({"norm": "group", "attention": True}, 19)])
+def test_weights_cast_once_give_the_same_bits(options: dict[str, object], num_cast: int) -> None:
+    net = trained_net(**options)
+    cast = copy.deepcopy(net)
+    assert cast_convolutions(cast, torch.bfloat16) == num_cast
+    assert cast.decoder[0].up.weight.dtype == torch.bfloat16
+    assert cast.decoder[0].up.weight.is_contiguous(memory_format=torch.channels_last)
+    image_NCHW = torch.randint(0, 256, (2, 3, 20, 28), dtype=torch.uint8)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(cast(image_NCHW), net(image_NCHW))
+
+
+def test_weights_that_are_computed_anew_are_not_cast() -> None:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    assert cast_convolutions(nn.Sequential(conv, nn.Conv2d(4, 4, 3)), torch.bfloat16) == 1
+    assert conv.weight.dtype == torch.float32

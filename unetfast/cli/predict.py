@@ -52,6 +52,10 @@ def predict(
         Weights, typer.Option(help="raw, or ema: their moving average; auto: the better ones in validation.")
     ] = Weights.auto,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images, or windows of one image, a batch.")] = 8,
+    compile_: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the network first (a minute, once): for many images, or one in little time."),
+    ] = False,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, metavar="N", help="That read and write; 0: all cores.")] = 0,
     exif: Annotated[Exif, typer.Option(help="What to do with a rotated image (EXIF orientation).")] = Exif.apply,
@@ -90,6 +94,7 @@ def predict(
         mask_npy=mask_npy.value,
         weights=weights.value,
         batch_size=batch_size,
+        compiled=compile_,
         device=device,
         threads=threads,
         exif=exif.value,

@@ -13,7 +13,7 @@ from unetfast.config import LossConfig
 from unetfast.data.manifest import Manifest
 from unetfast.device import AmpPolicy, resolve_amp, resolve_device
 from unetfast.errors import UserError, say_briefly
-from unetfast.model.fold import fold_batch_norm
+from unetfast.model.fold import cast_convolutions, fold_batch_norm
 from unetfast.model.losses import SegmentationLoss, median_frequency_weights
 from unetfast.model.network import Network
 
@@ -48,8 +48,9 @@ def load_model(
         checkpoint: best.pt or last.pt of a run.
         device: "auto", "cpu", "cuda" or "cuda:N".
         weights: "raw", "ema" (the moving average), or "auto": those that the run's best validation pass scored.
-        folded: batch norm becomes a part of the convolutions before it (`fold_batch_norm`): faster, the same but for rounding;
-            networks of `model.factory` are left as they are.
+        folded: batch norm becomes a part of the convolutions before it (`fold_batch_norm`), and their weights are kept in the
+            number format (`cast_convolutions`): faster, the same but for rounding; networks of `model.factory` are left as they
+            are.
         console: for notes; None is silent.
 
     Raises:
@@ -79,6 +80,8 @@ def load_model(
     model = loaded.build_model(chosen).to(where).eval()
     if folded and not loaded.config.model.factory:  # what somebody else's network does between its parts is not known
         fold_batch_norm(model)
+        if amp.dtype is not None:
+            cast_convolutions(model, amp.dtype)
     if loaded.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if console is not None:

@@ -3,7 +3,7 @@
 Images are read on threads, ahead and in order (reading.py). Each is either resized to the training size and predicted in a
 batch with others, its logits brought back to its own size in stripes (fullsize.py), or cut into windows whose logits are
 blended (window.py, tiling.py). What is read off the logits becomes files on threads (job.py, outputs.py). A bad image is
-reported and the rest done.
+reported and the rest done (predict_run.py).
 
 Axis legend: H height, W width.
 """
@@ -11,48 +11,34 @@ Axis legend: H height, W width.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
+from unetfast.compilecache import describe_cache, keep_compiled
 from unetfast.config import Config
 from unetfast.data.image import DEFAULT_MAX_PIXELS, EXIF_CHOICES
 from unetfast.device import num_usable_cores
 from unetfast.errors import UserError
-from unetfast.infer.augmented import build_augmented, parse_tta
+from unetfast.infer.augmented import Tta, build_augmented, parse_tta
+from unetfast.infer.compiled import StaticModel, static_sizes
 from unetfast.infer.inputs import ImageInput, check_outputs, list_images
-from unetfast.infer.job import ImageError, Job, Post
-from unetfast.infer.load import load_model
+from unetfast.infer.job import Job, Post
+from unetfast.infer.load import TrainedModel, load_model
 from unetfast.infer.outputs import choose_mask_format
 from unetfast.infer.post.process import parse_post
-from unetfast.infer.prediction import Prediction
-from unetfast.infer.reading import Prepared, ReadAhead, ReadOptions, Unread
+from unetfast.infer.predict_run import PredictFailure, PredictRun
+from unetfast.infer.reading import ReadAhead, ReadOptions
 from unetfast.infer.show import build_bar
 from unetfast.infer.submission import check_submission_names, choose_submission_format
-from unetfast.infer.tiling import Block
+from unetfast.infer.tiling import choose_batch_size
 from unetfast.infer.videos import MASK_NPY_CHOICES, VideoMasks, check_format, find_videos
 from unetfast.infer.window import Windows, parse_windows
 
+__all__ = ["PredictFailure", "PredictReport", "predict"]
 CLEVR = "clevr"
-_PENDING_PIXELS = 2**27  # of images that wait to be written
-
-
-@dataclass(frozen=True, slots=True)
-class PredictFailure:
-    """An image that could not be predicted.
-
-    Args:
-        file: the image, as it was given or found.
-        reason: why.
-    """
-
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +79,7 @@ def predict(
     submission: bool = False,
     weights: str = "auto",
     batch_size: int = 8,
+    compiled: bool = False,
     device: str = "auto",
     threads: int = 0,
     exif: str = "apply",
@@ -130,6 +117,9 @@ def predict(
         submission: write masks as ADE20K's challenge takes them: grey PNGs of the values 1..150, under its names.
         weights: "raw", "ema" or "auto"; see `load_model`.
         batch_size: images, or windows of one image, a batch; of windows fewer where they would take too much memory.
+        compiled: compile the network first, one static graph for batches of `batch_size`, on a GPU replayed as a CUDA graph:
+            for many images, or for one image in little time. Takes a minute, and seconds once the compiler's work is kept. The
+            masks are the same but for rounding.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: that read and write; 0 takes all cores.
         exif: "apply" predicts a turned photo (EXIF orientation) as viewers show it, and so is its mask; "ignore" takes the
@@ -139,25 +129,23 @@ def predict(
 
     Raises:
         UserError: no image, no checkpoint, an option that is none, results that would replace each other or an image, a file
-            that cannot be written.
+            that cannot be written, a network that cannot be compiled.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    _check_choice("--exif", exif, EXIF_CHOICES)
-    _check_choice("--mask-npy", mask_npy, MASK_NPY_CHOICES)
-    if max_pixels < 1:
-        raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, at least 1")
+    _check_options(exif=exif, mask_npy=mask_npy, max_pixels=max_pixels)
     inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     images = list_images([Path(path) for path in inputs], out)
     trained = load_model(checkpoint, device=device, weights=weights, folded=True, console=console)
-    config = trained.checkpoint.config
-    augmentation = parse_tta(tta, vertical=config.augment.vflip.prob > 0)
+    config, labels = trained.checkpoint.config, trained.checkpoint.labels
+    tta_copies = parse_tta(tta, vertical=config.augment.vflip.prob > 0)
     windows = parse_windows(window, training_hw=config.loader.size_hw, overlap=overlap, scale=scale)
-    labels = trained.checkpoint.labels
     if submission:
         check_submission_names(image.name for image in images)
+    most = batch_size if windows is not None else min(batch_size, len(images))
+    static = _compile(trained, windows, tta_copies, most) if compiled else None
     job = Job(
         trained=trained,
-        model=build_augmented(trained.model, augmentation),
+        model=build_augmented(static or trained.model, tta_copies),
         out=out,
         mask_format=choose_submission_format(labels) if submission else choose_mask_format(labels),
         windows=windows,
@@ -167,153 +155,68 @@ def predict(
         post=parse_post(post, labels.names) if isinstance(post, str) else post,
     )
     if console is not None:
-        if windows is not None:
-            console.print(_describe_windows(windows, config), markup=False, soft_wrap=True)
-        if augmentation is not None:
-            console.print(f"tta     {augmentation.describe()}", markup=False, soft_wrap=True)
-    videos, notes = _find_videos(job, images, mask_npy)
-    check_outputs(images, map(job.all_paths, images))
-    num_replaced = sum(job.mask_path(image).exists() for image in images)
+        _print_ways(job, tta_copies, static, console)
     options = ReadOptions(
         exif=exif,
         max_pixels=max_pixels,
         small_hw=None if windows is not None else config.loader.size_hw,
         keep_whole=job.needs_pixels,
     )
-    num_threads = threads or num_usable_cores()
+    videos, notes = _find_videos(job, images, mask_npy)
+    report = _predict_all(job, images, videos, options, batch_size, threads or num_usable_cores(), console)
+    if console is not None:
+        _print_summary(report, job, [*notes, *videos.notes, *_note_uncompiled(static)], console)
+    return report
+
+
+def _check_options(*, exif: str, mask_npy: str, max_pixels: int) -> None:
+    _check_choice("--exif", exif, EXIF_CHOICES)
+    _check_choice("--mask-npy", mask_npy, MASK_NPY_CHOICES)
+    if max_pixels < 1:
+        raise UserError(f"--max-pixels {max_pixels}: give a number of pixels, at least 1")
+
+
+def _predict_all(
+    job: Job,
+    images: Sequence[ImageInput],
+    videos: VideoMasks,
+    options: ReadOptions,
+    batch_size: int,
+    num_threads: int,
+    console: Console | None,
+) -> PredictReport:
+    check_outputs(images, map(job.all_paths, images))
+    num_replaced = sum(job.mask_path(image).exists() for image in images)
     start = time.perf_counter()
     with (
-        ReadAhead(images, options, batch_size=1 if windows else batch_size, num_threads=num_threads) as ahead,
+        ReadAhead(images, options, batch_size=1 if job.windows else batch_size, num_threads=num_threads) as ahead,
         build_bar("predict", len(images), console) as advance_to,
-        _Run(job, ahead, videos, num_threads=num_threads, advance_to=advance_to, console=console) as run,
+        PredictRun(job, ahead, videos, num_threads=num_threads, advance_to=advance_to, console=console) as run,
     ):
         for batch in ahead:
-            if windows is None:
+            if job.windows is None:
                 run.do_batch(batch)
             else:
                 run.do_windows(batch, batch_size)
         run.finish()
-    report = PredictReport(
-        run.num_done, num_replaced, run.failures, run.num_pixels, time.perf_counter() - start, videos.num_written
+    seconds = time.perf_counter() - start
+    return PredictReport(run.num_done, num_replaced, run.failures, run.num_pixels, seconds, videos.num_written)
+
+
+def _compile(trained: TrainedModel, windows: Windows | None, tta: Tta | None, batch_size: int) -> StaticModel:
+    """Compile the network for the batches that images, or windows of them, will come in."""
+    keep_compiled()
+    size_hw = trained.checkpoint.config.loader.size_hw
+    if windows is not None:
+        size_hw = windows.size_hw
+        batch_size = choose_batch_size(batch_size, size_hw, trained.checkpoint.labels.num_classes, trained.device)
+    return StaticModel(
+        trained.model,
+        device=trained.device,
+        batch_size=batch_size,
+        sizes_hw=static_sizes(size_hw, tta),
+        fullgraph=not trained.checkpoint.config.model.factory,
     )
-    if console is not None:
-        _print_summary(report, job, [*notes, *videos.notes], console)
-    return report
-
-
-class _Run:
-    """The work on all images, and what came of it. A context manager: on leaving it, its threads end."""
-
-    def __init__(
-        self,
-        job: Job,
-        ahead: ReadAhead,
-        videos: VideoMasks,
-        *,
-        num_threads: int,
-        advance_to: Callable[[float, float], None],
-        console: Console | None,
-    ) -> None:
-        self._job = job
-        self._ahead = ahead
-        self._videos = videos
-        self._writers = ThreadPoolExecutor(num_threads, "write")
-        self._num_threads = num_threads
-        self._pending: deque[tuple[Future[None], Prepared, Prediction]] = deque()
-        self._pending_pixels = 0
-        self._advance_to = advance_to
-        self._console = console
-        self.num_done = 0
-        self.num_pixels = 0
-        self.failures: list[PredictFailure] = []
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writers.shutdown(wait=True, cancel_futures=True)
-        for _future, _prepared, prediction in self._pending:
-            prediction.close()
-
-    def do_batch(self, batch: Sequence[Prepared | Unread]) -> None:
-        """Predict images that were resized to the training size."""
-        good = [(result, result.small_HWC) for result in self._take_good(batch) if result.small_HWC is not None]
-        if not good:
-            return
-        logits_NKHW = self._job.run_model(np.stack([small_HWC for _, small_HWC in good]))
-        for (prepared, _), logits_KHW in zip(good, logits_NKHW, strict=True):
-            try:
-                prediction = self._job.settle(prepared, self._job.iter_whole(logits_KHW, prepared.size_hw))
-            except ImageError as error:
-                self._fail(prepared, error)
-            else:
-                self._write(prepared, prediction)
-
-    def do_windows(self, batch: Sequence[Prepared | Unread], batch_size: int) -> None:
-        """Predict images window by window."""
-        for prepared in self._take_good(batch):
-            try:
-                prediction = self._job.settle(prepared, self._iter_windows(prepared, batch_size))
-            except ImageError as error:
-                self._fail(prepared, error)
-            else:
-                self._write(prepared, prediction)
-
-    def _iter_windows(self, prepared: Prepared, batch_size: int) -> Iterator[Block]:
-        def show(share: float) -> None:
-            self._show(share, share * prepared.num_pixels)
-
-        assert prepared.whole_HWC is not None
-        return self._job.iter_windows(prepared.whole_HWC, batch_size, show)
-
-    def finish(self) -> None:
-        """Wait for what is still being written."""
-        while self._pending:
-            self._wait_for_oldest()
-
-    def _take_good(self, batch: Sequence[Prepared | Unread]) -> list[Prepared]:
-        good = []
-        for result in batch:
-            if isinstance(result, Prepared):
-                good.append(result)
-                continue
-            self._count_failure(result.image, PredictFailure(str(result.image.path), result.reason))
-        return good
-
-    def _fail(self, prepared: Prepared, error: ImageError) -> None:
-        self._ahead.release(prepared)
-        self._count_failure(prepared.image, PredictFailure(str(prepared.image.path), str(error)))
-
-    def _count_failure(self, image: ImageInput, failure: PredictFailure) -> None:
-        self.failures.append(failure)
-        self._videos.frame_done(image, None)
-        if self._console is not None:
-            self._console.print(f"failed: {failure.file}: {failure.reason}", style="red", markup=False, soft_wrap=True)
-        self._show()
-
-    def _write(self, prepared: Prepared, prediction: Prediction) -> None:
-        self._pending.append((self._writers.submit(self._write_one, prepared, prediction), prepared, prediction))
-        self._pending_pixels += prepared.num_pixels
-        self.num_done += 1
-        self.num_pixels += prepared.num_pixels
-        self._show()
-        while len(self._pending) > 2 * self._num_threads or (self._pending and self._pending_pixels > _PENDING_PIXELS):
-            self._wait_for_oldest()
-
-    def _write_one(self, prepared: Prepared, prediction: Prediction) -> None:
-        try:
-            self._job.write(prepared, prediction)
-        finally:
-            self._ahead.release(prepared)
-        self._videos.frame_done(prepared.image, prepared.size_hw)
-
-    def _wait_for_oldest(self) -> None:
-        future, prepared, _prediction = self._pending.popleft()
-        self._pending_pixels -= prepared.num_pixels
-        future.result()
-
-    def _show(self, share: float = 0.0, num_pixels: float = 0.0) -> None:
-        self._advance_to(self.num_done + len(self.failures) + share, (self.num_pixels + num_pixels) / 1e6)
 
 
 def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -329,6 +232,22 @@ def _find_videos(job: Job, images: Sequence[ImageInput], mask_npy: str) -> tuple
         return VideoMasks([], job.mask_path), []
     videos, notes = find_videos(images, job.out, asked_for=asked_for)
     return VideoMasks(videos, job.mask_path), notes
+
+
+def _print_ways(job: Job, tta: Tta | None, static: StaticModel | None, console: Console) -> None:
+    """Say how the network is asked, where that is not the plain way."""
+    if job.windows is not None:
+        console.print(_describe_windows(job.windows, job.trained.checkpoint.config), markup=False, soft_wrap=True)
+    if tta is not None:
+        console.print(f"tta     {tta.describe()}", markup=False, soft_wrap=True)
+    if static is not None:
+        console.print(f"compile {static.describe()}, {describe_cache(keep_compiled())}", markup=False, soft_wrap=True)
+
+
+def _note_uncompiled(static: StaticModel | None) -> list[str]:
+    if static is None or not static.num_uncompiled:
+        return []
+    return [f"{static.num_uncompiled:,} images or windows of another size went through the network as it is, uncompiled"]
 
 
 def _describe_windows(windows: Windows, config: Config) -> str:
