@@ -150,6 +150,9 @@ def test_an_ablation_is_judged_as_two_records_are(on: tuple[float, ...], off: tu
     assert row["speedup"]["rounds"] == pytest.approx([one / other for one, other in zip(on, off, strict=True)], rel=1e-3)
     told = format_ablation({"switched": [row], "unswitched": []})
     assert ("take --rounds 4 or more" in told) == (len(on) < 4)
+    assert "other programs" not in told
+    busy = {"switched": [row], "unswitched": [], "cores": 2, "other_cores": 0.7}
+    assert "other programs had 0.7 of 2 cores meanwhile" in format_ablation(busy)
 
 
 def test_the_switches_of_one_rung_alone_can_be_asked_for(car_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

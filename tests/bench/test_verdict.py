@@ -135,12 +135,11 @@ def test_a_share_whose_rounds_differ_is_told_with_its_range() -> None:
 
 
 def test_other_programs_that_had_the_cores_are_said() -> None:
-    busy = {"environment": {"cores": 4}, "other_cores": 1.23}
-    assert say_others(busy) == "other programs had 1.2 of 4 cores meanwhile"
-    assert judge(gpu_record(4000, 2500, 2480, 0.1), others=say_others(busy))["noise"].startswith("other programs had 1.2")
+    told = say_others(1.23, 4)
+    assert told == "other programs had 1.2 of 4 cores meanwhile"
+    assert judge(gpu_record(4000, 2500, 2480, 0.1), others=told)["noise"].startswith(f"{told}: the figures say little")
     for little in (0.39, 0.0, None):
-        assert say_others(busy | {"other_cores": little}) == ""
-    assert say_others({"environment": {"cores": 4}}) == ""  # an older record
+        assert say_others(little, 4) == ""
 
 
 def test_rounds_that_differ_much_are_said() -> None:

@@ -22,8 +22,9 @@ from unetfast.bench.compare import MIN_ROUNDS, UNKNOWN, judge_change
 from unetfast.bench.harness import format_spread, spread
 from unetfast.bench.loader import LoaderRung
 from unetfast.bench.model import ModelRung
-from unetfast.bench.rung import Rung, RungResult, measure_rungs
+from unetfast.bench.rung import OtherWork, Rung, RungResult, measure_rungs
 from unetfast.bench.table import align, format_number
+from unetfast.bench.verdict import say_others
 from unetfast.config import Config, apply_overrides, build_config
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
@@ -155,7 +156,7 @@ def run_ablation(
         `switched`, a row for each: name, rung, `off` (how), `images_per_s_on` and `images_per_s_off` (spreads),
         `speedup` (spread of on / off, round by round), `core_s_ratio` (core-seconds an image, off / on; None where rounds are
         too short), `says` ("faster", "slower", "same" or "cannot tell", as `judge_change` says), `data` (what was read);
-        `unswitched`: name, rung, reason; `rounds`.
+        `unswitched`: name, rung, reason; `rounds`; `cores`, and `other_cores`, how many of them other programs had.
 
     Raises:
         UserError: data or settings are not usable.
@@ -164,6 +165,7 @@ def run_ablation(
     switches = [one for one in found if isinstance(one, Switch)]
     device = resolve_device(config.train.device)
     rows: list[dict[str, Any]] = []
+    others = OtherWork()
     with numeric_settings(seed=config.train.seed, deterministic=config.train.deterministic, device=device):
         for rung in RUNGS:
             wanted = [one for one in switches if one.rung == rung and one.name != _MASKS]
@@ -176,9 +178,11 @@ def run_ablation(
             _tell(console, "loader", [masks.name])
             results = _measure_masks(source, config, device, rounds=rounds, seconds=seconds)
             rows.append(_compare(masks, results[FULL], results[masks.name], data=f"{source.name}, packed for this"))
-    order = [one.name for one in found]
+    taken, order = others.read(), [one.name for one in found]
     return {
         "rounds": rounds,
+        "cores": num_usable_cores(),
+        "other_cores": None if taken is None else round(taken, 2),
         "switched": sorted(rows, key=lambda row: order.index(row["name"])),
         "unswitched": [asdict(one) for one in found if isinstance(one, Unswitched)],
     }
@@ -270,5 +274,7 @@ def format_ablation(record: Mapping[str, Any]) -> str:
     lines = [align(rows, left=(0, 1, 6, 7))] if record["switched"] else ["nothing can be switched off here"]
     if any(row["says"] == UNKNOWN and len(row["speedup"]["rounds"]) < MIN_ROUNDS for row in record["switched"]):
         lines.append(f"fewer than {MIN_ROUNDS} rounds tell nothing; take --rounds {MIN_ROUNDS} or more")
+    if told := say_others(record.get("other_cores"), record.get("cores")):
+        lines.append(f"note     {told}: run it on a quiet machine")
     lines += [f"not switched: {one['name']} ({one['rung']}): {one['reason']}" for one in record["unswitched"]]
     return "\n".join(lines)

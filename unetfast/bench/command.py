@@ -122,7 +122,7 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     )
     record = _begin_record(asked, data, config, load_before)
     _measure(asked, data, config, record, console)
-    record["verdict"] = judge(record["rungs"], others=say_others(record))
+    record["verdict"] = judge(record["rungs"], others=say_others(record["other_cores"], record["environment"]["cores"]))
     print(format_rungs(record["rungs"], record["verdict"]), file=out, flush=True)
     roofline = record["rungs"].get("model", {}).get("facts", {}).get("roofline")
     if roofline and (asked.rung == "model" or asked.profile):

@@ -74,7 +74,7 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
         "rungs": {name: judge_change(old["rungs"][name]["images_per_s"], new["rungs"][name]["images_per_s"]) for name in both},
         "missing": one_sided,
         "differences": [*apart, *_versions_and_config(old, new)],
-        "busy": [f"{name} record: {others}" for name, one in (("old", old), ("new", new)) if (others := say_others(one))],
+        "busy": [f"{name} record: {others}" for name, one in (("old", old), ("new", new)) if (others := _say_others(one))],
         "comparable": not apart,
     }
 
@@ -152,6 +152,10 @@ def _machine_and_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 def _versions_and_config(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, now = ({"python": one["environment"].get("python"), **one["environment"]["packages"]} for one in (old, new))
     return [*_differing("version", before, now), *_differing("config", _flatten(old["config"]), _flatten(new["config"]))]
+
+
+def _say_others(record: Mapping[str, Any]) -> str:
+    return say_others(record.get("other_cores"), record["environment"].get("cores"))
 
 
 def _differing(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

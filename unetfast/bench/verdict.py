@@ -71,9 +71,13 @@ def ratio(rungs: Rungs, name: str, base: str) -> dict[str, Any] | None:
     return spread([own / other for own, other in pairs])
 
 
-def say_others(record: Mapping[str, Any]) -> str:
-    """Say how much of the cores other programs had during the rounds of a record; "" where that was little or is not known."""
-    taken, cores = record.get("other_cores"), record["environment"].get("cores")
+def say_others(taken: float | None, cores: int | None) -> str:
+    """Say how much of the cores other programs had during some rounds; "" where that was little or is not known.
+
+    Args:
+        taken: of `rung.OtherWork`.
+        cores: that there are.
+    """
     if not taken or not cores or taken < BUSY_SHARE * cores:
         return ""
     return f"other programs had {taken:.2g} of {cores} cores meanwhile"
