@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from unetfast import device as device_module
-from unetfast.device import FreedMemory, num_usable_cores, resolve_amp, resolve_compile, resolve_device
+from unetfast import hostmemory
+from unetfast.device import num_usable_cores, resolve_amp, resolve_compile, resolve_device
 from unetfast.errors import UserError
+from unetfast.hostmemory import FreedMemory
 
 CPU = torch.device("cpu")
 
@@ -110,7 +112,7 @@ def test_usable_cores_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) 
 
 TRIES_THE_ALLOCATOR = """
 import resource, torch
-from unetfast.device import keep_freed_memory, release_freed_memory
+from unetfast.hostmemory import keep_freed_memory, release_freed_memory
 torch.set_num_threads(1)
 def count_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -146,13 +148,13 @@ def test_freed_memory_is_kept_and_can_be_given_back() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_thresholds_of_the_users_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
-    assert device_module.keep_freed_memory.__wrapped__() == FreedMemory(0, "MALLOC_TRIM_THRESHOLD_ is set")
+    assert hostmemory.keep_freed_memory.__wrapped__() == FreedMemory(0, "MALLOC_TRIM_THRESHOLD_ is set")
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_load_glibc", lambda: None)
-    assert device_module.keep_freed_memory.__wrapped__() == FreedMemory(0, "the C library is not glibc")
-    device_module.release_freed_memory()
+    monkeypatch.setattr(hostmemory, "_load_glibc", lambda: None)
+    assert hostmemory.keep_freed_memory.__wrapped__() == FreedMemory(0, "the C library is not glibc")
+    hostmemory.release_freed_memory()
 
 
 class _OldGlibc:
@@ -179,7 +181,7 @@ def test_an_old_glibc_keeps_what_it_can(most: int, largest: int, reason: str, mo
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     libc = _OldGlibc(most)
-    monkeypatch.setattr(device_module, "_load_glibc", lambda: libc)
-    assert device_module.keep_freed_memory.__wrapped__() == FreedMemory(largest, reason)
+    monkeypatch.setattr(hostmemory, "_load_glibc", lambda: libc)
+    assert hostmemory.keep_freed_memory.__wrapped__() == FreedMemory(largest, reason)
     assert libc.calls[0] == (-3, 2**31 - 1)
     assert ((-1, 2**31 - 1) in libc.calls) == bool(largest)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
 import re
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -90,62 +87,3 @@ def resolve_compile(name: str, device: torch.device) -> bool:
 def num_usable_cores() -> int:
     """Count the CPU cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt (malloc.h)
-_LARGEST_INT = 2**31 - 1
-_OLD_LIMIT = 32 * 2**20  # of blocks that are kept: glibc below 2.32 refuses more (HEAP_MAX_SIZE / 2)
-_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # of the user's: left alone
-
-
-@dataclass(frozen=True, slots=True)
-class FreedMemory:
-    """What the C library does with memory that is freed.
-
-    Args:
-        largest_block: bytes; blocks up to it are kept for the next request. 0: it does as it does by itself.
-        reason: why not all of them are kept, for people; empty where they are.
-    """
-
-    largest_block: int
-    reason: str = ""
-
-
-@functools.cache
-def keep_freed_memory() -> FreedMemory:
-    """Let the C library keep freed memory for the next request, for the rest of this process.
-
-    By itself glibc takes every block of more than 32 MiB from the system and gives it back when it is freed: each step on a CPU
-    then has the same activations zeroed by the kernel again, page by page. Kept, they cost resident memory between the steps,
-    of at most what the process has needed at once; `release_freed_memory` gives it back.
-
-    Returns:
-        What is so now. Nothing is changed where the C library is not glibc, or the user has set its thresholds by its own
-        environment variables (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES); an old glibc keeps blocks of up
-        to 32 MiB alone.
-    """
-    libc = _load_glibc()
-    if libc is None:
-        return FreedMemory(0, "the C library is not glibc")
-    own = [name for name in _OWN_SETTINGS if name in os.environ]
-    if own:
-        return FreedMemory(0, f"{own[0]} is set")
-    largest = next((limit for limit in (_LARGEST_INT, _OLD_LIMIT) if libc.mallopt(_MMAP_THRESHOLD, limit)), 0)
-    if not largest or not libc.mallopt(_TRIM_THRESHOLD, _LARGEST_INT):
-        return FreedMemory(0, "the C library refuses")
-    return FreedMemory(largest, "" if largest == _LARGEST_INT else "the C library refuses larger ones")
-
-
-def release_freed_memory() -> None:
-    """Give memory that nobody holds any more back to the system, where the C library is glibc."""
-    libc = _load_glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-@functools.cache
-def _load_glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") else None

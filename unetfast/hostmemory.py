@@ -1,4 +1,4 @@
-"""How much memory a host has, and how much of it this process holds.
+"""How much memory a host has, how much of it this process holds, and whether it keeps what it has freed.
 
 A container's limit (cgroup) counts as much as the machine's: what lies past it is not refused but kills the process.
 """
@@ -6,7 +6,11 @@ A container's limit (cgroup) counts as much as the machine's: what lies past it 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -113,3 +117,63 @@ def read_status_bytes(name: str, process: int | None = None) -> int:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt (malloc.h)
+_LARGEST_INT = 2**31 - 1
+_OLD_LIMIT = 32 * 2**20  # of blocks that are kept: glibc below 2.32 refuses more (HEAP_MAX_SIZE / 2)
+_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # of the user's: left alone
+
+
+@dataclass(frozen=True, slots=True)
+class FreedMemory:
+    """What the C library does with memory that is freed.
+
+    Args:
+        largest_block: bytes; blocks up to it are kept for the next request. 0: it does as it does by itself.
+        reason: why not all of them are kept, for people; empty where they are.
+    """
+
+    largest_block: int
+    reason: str = ""
+
+
+@functools.cache
+def keep_freed_memory() -> FreedMemory:
+    """Let the C library keep freed memory for the next request, for the rest of this process.
+
+    By itself glibc gives large blocks back to the system when they are freed, all of more than 32 MiB and smaller ones at the
+    end of the heap: in each step on a CPU, and for each image that is packed, the kernel then zeroes the same memory again.
+    Kept, they cost resident memory in between, of at most what the process has needed at once; `release_freed_memory` gives it
+    back.
+
+    Returns:
+        What is so now. Nothing is changed where the C library is not glibc, or the user has set its thresholds by its own
+        environment variables (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES); an old glibc keeps blocks of up
+        to 32 MiB alone.
+    """
+    libc = _load_glibc()
+    if libc is None:
+        return FreedMemory(0, "the C library is not glibc")
+    own = [name for name in _OWN_SETTINGS if name in os.environ]
+    if own:
+        return FreedMemory(0, f"{own[0]} is set")
+    largest = next((limit for limit in (_LARGEST_INT, _OLD_LIMIT) if libc.mallopt(_MMAP_THRESHOLD, limit)), 0)
+    if not largest or not libc.mallopt(_TRIM_THRESHOLD, _LARGEST_INT):
+        return FreedMemory(0, "the C library refuses")
+    return FreedMemory(largest, "" if largest == _LARGEST_INT else "the C library refuses larger ones")
+
+
+def release_freed_memory() -> None:
+    """Give memory that nobody holds any more back to the system, where the C library is glibc."""
+    libc = _load_glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _load_glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from unetfast import device
 from unetfast.bench import rung
 from unetfast.bench.rung import (
     MIN_ROUND_STEPS,
@@ -101,7 +100,7 @@ def test_peaks_hold_the_most_memory_of_the_rounds_and_not_of_before() -> None:
 
 def test_memory_that_was_freed_before_goes_back_before_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(device, "release_freed_memory", lambda: calls.append("release"))
+    monkeypatch.setattr(rung, "release_freed_memory", lambda: calls.append("release"))
     monkeypatch.setattr(rung, "reset_peak", lambda: calls.append("reset"))
     measure_rungs({"a": MadeRung("a", [Round(1, 1.0, 1.0)] * 2, calls)}, rounds=2, seconds=0.0)
     assert calls == ["warm a 0.0", "release", "reset", "a", "release", "reset", "a"]

@@ -24,6 +24,12 @@ def square(task: int, report: Callable[[int], None]) -> tuple[int, int]:
     return task * task, os.getpid()
 
 
+def fail_oddly(task: int, report: Callable[[int], None]) -> object:
+    if task == 1:
+        return lambda: None  # cannot be pickled
+    raise SystemExit("odd")
+
+
 def test_a_thread_here_and_a_process_share_the_tasks() -> None:
     counts: list[int] = []
     threads = cv2.getNumThreads()
@@ -74,3 +80,20 @@ def test_one_worker_is_this_very_thread(task: int) -> None:
     assert next(results) == (1, os.getpid())
     with pytest.raises((UserError, KeyError), match="teen"):
         next(results)
+
+
+def test_a_result_that_cannot_be_pickled_is_a_bug_and_no_silence() -> None:
+    worker = _ThreadWorker(fail_oddly)
+    worker.give(1)
+    kind, value = worker.take()
+    worker.stop()
+    assert kind == "bug"
+    assert "pickle" in value
+
+
+def test_a_thread_that_dies_says_why() -> None:
+    worker = _ThreadWorker(fail_oddly)
+    worker.give(2)
+    with pytest.raises(RuntimeError, match=r"in a worker thread:[\s\S]*SystemExit: odd"):
+        worker.take()
+    worker.stop()

@@ -13,9 +13,9 @@ from torch._dynamo.utils import counters
 
 from unetfast.checkpoint import load_checkpoint
 from unetfast.config import Config
-from unetfast.device import FreedMemory
 from unetfast.distributed import World
 from unetfast.errors import UserError
+from unetfast.hostmemory import FreedMemory
 from unetfast.model.unet import UNet
 from unetfast.train.compiling import check_graphs, check_parts, compile_network, warn_of_skipped_graphs
 from unetfast.train.loop import train

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unetfast.bench.harness import spread, take_turns
-from unetfast.hostmemory import read_status_bytes, reset_peak
+from unetfast.hostmemory import read_status_bytes, release_freed_memory, reset_peak
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +105,6 @@ class Peaks:
         What was freed before goes back to the system first: a run on a CPU keeps it (`keep_freed_memory`), and it would count
         in every later round.
         """
-        from unetfast.device import release_freed_memory  # imports torch
-
         release_freed_memory()
         reset_peak()
         if self._device is not None:

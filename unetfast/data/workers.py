@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import cv2
 
 from unetfast.errors import UserError
+from unetfast.hostmemory import keep_freed_memory, release_freed_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -63,7 +64,7 @@ def run_tasks(
         tasks: picklable.
         work: what to do with one.
         num_workers: a thread of this process and processes beside it; with 1, or with one task, there is neither. OpenCV uses
-            one thread a call meanwhile, in all of them.
+            one thread a call meanwhile, in all of them, and memory that one task frees is kept for the next.
         report: takes the number of samples done since the last call; the work ends with what it raises.
 
     Raises:
@@ -73,6 +74,7 @@ def run_tasks(
     num_workers = min(num_workers, len(tasks))
     former_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    keep_freed_memory()
     pool: list[_Worker | _ThreadWorker] = []
     try:
         if num_workers <= 1:
@@ -86,6 +88,7 @@ def run_tasks(
         for worker in pool:
             worker.stop()
         cv2.setNumThreads(former_threads)
+        release_freed_memory()
 
 
 class _Worker:
@@ -132,6 +135,7 @@ class _ThreadWorker:
     def __init__(self, work: Work[Any, Any]) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         self._is_stopped = threading.Event()
+        self._why_it_ended = "it ended without a word"
         self._thread = threading.Thread(target=self._serve, args=(theirs, work), name="unetfast-pack", daemon=True)
         self._thread.start()
         self.busy = False
@@ -141,7 +145,11 @@ class _ThreadWorker:
         self.pipe.send(task)
 
     def take(self) -> tuple[str, Any]:
-        kind, value = self.pipe.recv()
+        try:
+            kind, value = self.pipe.recv()
+        except EOFError:
+            self._thread.join(_JOIN_S)
+            raise RuntimeError(f"in a worker thread:\n{self._why_it_ended}") from None
         return kind, value
 
     def stop(self) -> None:
@@ -151,9 +159,14 @@ class _ThreadWorker:
         self._thread.join()
 
     def _serve(self, pipe: Connection, work: Work[Any, Any]) -> None:
-        with pipe, suppress(EOFError, OSError, _Stopped):
-            while True:
-                _do_task(pipe, work, self._is_stopped)
+        with pipe:
+            try:
+                while True:
+                    _do_task(pipe, work, self._is_stopped)
+            except (EOFError, OSError, _Stopped):
+                pass
+            except BaseException:  # the thread's own end is nobody's business but the caller's, who finds the pipe closed
+                self._why_it_ended = traceback.format_exc()
 
 
 class _Stopped(BaseException):
@@ -177,7 +190,7 @@ def _serve_pool(pool: list[_Worker | _ThreadWorker], tasks: list[Any], report: C
             if kind == "error":
                 raise value
             if kind == "bug":
-                raise RuntimeError(f"in a worker process:\n{value}")
+                raise RuntimeError(f"in a worker:\n{value}")
             if waiting:
                 worker.give(waiting.pop())
             yield value
@@ -188,6 +201,7 @@ def _serve(pipe: Connection, work: Work[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
+    keep_freed_memory()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the command line's own process
     while True:
         _do_task(pipe, work)
@@ -204,7 +218,12 @@ def _do_task(pipe: Connection, work: Work[Any, Any], is_stopped: threading.Event
     except Exception:
         answer = ("bug", traceback.format_exc())
     reporter.flush()
-    pipe.send(answer)
+    try:
+        pipe.send(answer)
+    except OSError:  # nobody is there to take it
+        raise
+    except Exception:  # it cannot be pickled, and nothing of it was sent
+        pipe.send(("bug", traceback.format_exc()))
 
 
 class _Reporter:

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from unetfast.device import release_freed_memory
+from unetfast.hostmemory import release_freed_memory
 
 # of the CPU allocator, of oneDNN (whose kernels are written into memory of their own; without an address space for them it says
 # no more than this), of CUDA's libraries, and of CUDA itself where the error is not torch.OutOfMemoryError

@@ -29,9 +29,10 @@ from unetfast.config import (
 from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest, read_manifest
 from unetfast.data.reader import open_shards
-from unetfast.device import FreedMemory, keep_freed_memory, resolve_amp, resolve_compile, resolve_device
+from unetfast.device import resolve_amp, resolve_compile, resolve_device
 from unetfast.distributed import World
 from unetfast.errors import UserError
+from unetfast.hostmemory import FreedMemory, keep_freed_memory
 from unetfast.infer.load import build_loss
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
