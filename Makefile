@@ -30,9 +30,13 @@ venv: $(STAMP)
 peers: .peers/.made-by-make
 
 # packages to compare with; they stand apart, and never in $(VENV)
-.peers/.made-by-make: benchmarks/peers.txt | $(STAMP)
+.peers/.made-by-make: benchmarks/peers.txt benchmarks/ffcv.txt | $(STAMP)
 	rm -rf .peers
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target .peers -r benchmarks/peers.txt
+	@if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then \
+		echo "building ffcv"; \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .peers -r benchmarks/ffcv.txt; \
+	else echo "ffcv is left out: pkg-config finds no opencv4 and libturbojpeg (see benchmarks/ffcv.txt)"; fi
 	@touch $@
 
 # the extra dali holds a marker: it installs nothing but on Linux (x86-64, aarch64)
@@ -42,5 +46,5 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "  install one, or name one: make PYTHON=/path/to/python3.12 venv" >&2; exit 2; fi
 	"$(PYTHON)" -m venv $(VENV)
 	@echo "installing PyTorch and the rest into $(VENV): about 8 GB on Linux, some minutes"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,backbones,watch,notebook,dali]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,backbones,watch,notebook,numba,dali]'
 	@touch $(STAMP)

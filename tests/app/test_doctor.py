@@ -86,6 +86,20 @@ def test_missing_extras_are_hints_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert "DALI not installed" in format_report(report)[0]
 
 
+@pytest.mark.parametrize(
+    ("find", "said"),
+    [
+        (find_all_but("numba"), "numba not installed: the CPU loader's masks take longer. To get it: pip install"),
+        (find_all_but(broken="numba"), "numba 1.0 does not work (OSError: no libGL): the CPU loader's masks take longer"),
+    ],
+)
+def test_what_the_loader_does_without_is_a_hint(find: doctor.Callable[[str, str], PackageState], said: str) -> None:
+    report = examine(find)
+    assert report.ok
+    assert said in "\n".join(format_report(report))
+    assert not any("numba" in hint for hint in examine(find_all).hints)
+
+
 def test_what_is_installed_of_dali_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = (("nvidia-dali-cuda120", "2.4.0"), ("nvidia-dali-cuda130", "2.4.0"))
     monkeypatch.setattr(doctor, "examine_dali", lambda device_type: DaliState(packages, "2.4.0", "both overwrite each other"))

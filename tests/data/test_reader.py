@@ -61,7 +61,8 @@ def test_samples_are_those_of_the_source(train: SplitReader) -> None:
 
 def test_rows_are_read_as_numpy_reads_them(train: SplitReader) -> None:
     for sample in range(train.num_samples):
-        assert train._row(sample) == train.rows[sample].item()
+        assert train.row(sample) == train.rows[sample].item()
+        assert train.row(sample)._fields == train.rows.dtype.names
 
 
 def test_missing_things_are_named(folder: Path, tmp_path: Path) -> None:
@@ -89,6 +90,37 @@ def flip(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("near_bytes", [4096, -1])
+def test_a_pair_is_image_and_mask(train: SplitReader, near_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in one go, or one by one where they do not lie together."""
+    num_reads, pread = [], os.pread
+    monkeypatch.setattr(reader_module, "_NEAR_BYTES", near_bytes)
+    monkeypatch.setattr(reader_module.os, "pread", lambda *args: num_reads.append(1) or pread(*args))
+    pairs = [train.read_pair(sample) for sample in range(train.num_samples)]
+    assert len(num_reads) == train.num_samples * (1 if near_bytes > 0 else 2)
+    for sample, (image, mask) in enumerate(pairs):
+        assert (bytes(image), bytes(mask)) == (train.read_image(sample), train.read_mask(sample))
+    with pytest.raises(IndexError, match="sample -1 of"):
+        train.read_pair(-1)
+
+
+@pytest.mark.parametrize("bad", ["image", "mask"])
+def test_of_a_pair_the_member_at_fault_is_named(folder: Path, bad: str) -> None:
+    with open_shards(folder).split("train") as reader:
+        row = reader.row(1)
+        file = folder / "train" / reader.split.shards[row.shard].file
+        flip(file, row.image_offset if bad == "image" else row.mask_offset)
+        with pytest.raises(CorruptShardError, match=rf"shot=2E\d\d \({bad}\) in .*xxh3"):
+            reader.read_pair(1)
+        assert reader.read_pair(0)
+        if bad == "mask":  # and where both are, the mask
+            flip(file, row.image_offset)
+        else:
+            os.truncate(file, row.mask_offset + 1)  # cut short while it is open
+        with pytest.raises(CorruptShardError, match=r"shot=2E\d\d \(mask\) in "):
+            reader.read_pair(1)
 
 
 @pytest.mark.parametrize("member", ["image", "mask", "json"])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from unetfast.data.codecs import decode_image
 from unetfast.loader.augment import Augmentation
-from unetfast.loader.pixels import choose_jpeg_reduction, flip_matrix
+from unetfast.loader.pixels import choose_jpeg_reduction
 
 
 def render_image(
@@ -76,6 +76,18 @@ def _resize_part(rgb_HWC: np.ndarray, box: tuple[float, float, float, float], ou
     part = Image.fromarray(rgb_HWC[first_y:last_y, first_x:last_x].copy())
     shifted = (left - first_x, top - first_y, right - first_x, bottom - first_y)
     out_HWC[...] = np.asarray(part.resize((out_width, out_height), Image.Resampling.BILINEAR, box=shifted))
+
+
+def flip_matrix(matrix: np.ndarray, hflip: bool, vflip: bool, hw: tuple[int, int]) -> np.ndarray:
+    """Let a map (2, 3) into a flipped image of size `hw` lead into the unflipped one."""
+    flipped = matrix.copy()
+    if hflip:
+        flipped[0] = -flipped[0]
+        flipped[0, 2] += hw[1]
+    if vflip:
+        flipped[1] = -flipped[1]
+        flipped[1, 2] += hw[0]
+    return flipped
 
 
 def warp(rgb_HWC: np.ndarray, matrix: np.ndarray) -> np.ndarray:

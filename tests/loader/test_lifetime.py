@@ -17,6 +17,7 @@ from loader_backends import dali_only
 from loader_batches import ALL, keep
 
 from unetfast.config import build_config
+from unetfast.data.indexrow import IndexRow
 from unetfast.data.reader import SplitReader, open_shards
 from unetfast.errors import UserError
 from unetfast.loader.batch import Loader
@@ -128,8 +129,14 @@ def test_loaders_side_by_side_do_not_disturb_each_other(build: Callable[..., Loa
 
 def test_prefetch_is_bounded(make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    original = SplitReader.read_image
-    monkeypatch.setattr(SplitReader, "read_image", lambda self, sample: read.append(sample) or original(self, sample))
+    original = SplitReader._check
+
+    def note(reader: SplitReader, sample_id: int, name: str, row: IndexRow, data: bytes) -> bytes:
+        if name == "image":
+            read.append(sample_id)
+        return original(reader, sample_id, name, row, data)
+
+    monkeypatch.setattr(SplitReader, "_check", note)
     loader = make_loader(prefetch_batches=2)
     keep(loader, 3)
     loader.close()
@@ -145,12 +152,12 @@ def test_an_error_in_a_thread_comes_out_as_itself(
     class OddError(Exception):
         pass
 
-    original = SplitReader._read
+    original = SplitReader._check
 
-    def fail(reader: SplitReader, sample_id: int, name: str) -> bytes:
+    def fail(reader: SplitReader, sample_id: int, name: str, row: IndexRow, data: bytes) -> bytes:
         if name == member:
             raise OddError("in a thread")
-        return original(reader, sample_id, name)
+        return original(reader, sample_id, name, row, data)
 
     whole = keep(make_loader(augment=ALL), 12)
     loader, found = make_loader(augment=ALL), []
@@ -160,7 +167,7 @@ def test_an_error_in_a_thread_comes_out_as_itself(
             found.extend(keep(iter([batch])))
 
     found += keep(loader, 1)
-    monkeypatch.setattr(SplitReader, "_read", fail)
+    monkeypatch.setattr(SplitReader, "_check", fail)
     with pytest.raises(OddError, match="in a thread"):
         run()  # some batches were read before
     assert loader.position == 4 * len(found)
@@ -185,6 +192,8 @@ EXITS: dict[str, tuple[str, int, str]] = {
     "exception": ("raise KeyError('mine')", 1, "KeyError: 'mine'"),
     "sys.exit": ("sys.exit(3)", 3, ""),
     "interrupt": (
+        # a shell that starts tests behind itself has them ignore the interrupt, and children inherit that
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\nfor batch in stream:\n    pass",
         -signal.SIGINT,
         "KeyboardInterrupt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from unetfast.config import build_config
 from unetfast.data.labels import ClassInfo, LabelTable
 from unetfast.data.reader import open_shards
 from unetfast.loader.build import build_loader
-from unetfast.loader.masklookup import gather_mask
+from unetfast.loader.masklookup import find_kernel, gather_by_opencv, gather_mask
 from unetfast.loader.stream import SampleStream
 
 CPU = torch.device("cpu")
@@ -78,8 +79,18 @@ def turn(degrees: float, zoom: float, centre_xy: tuple[float, float], target_hw:
     return np.hstack([linear, (centre_xy - linear @ (target_hw[1] / 2, target_hw[0] / 2))[:, None]])
 
 
+@pytest.fixture(params=["numba", "opencv"])
+def look_up(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Each way to look masks up."""
+    if request.param == "opencv":
+        return gather_by_opencv
+    pytest.importorskip("numba")
+    assert [find_kernel(np.dtype(name)).problem for name in ("uint8", "uint16")] == ["", ""]
+    return gather_mask
+
+
 @pytest.mark.parametrize("kind", ["bits", "uint8", "uint16"])
-def test_mask_lookup_is_exact_for_any_box_and_matrix(kind: str) -> None:
+def test_mask_lookup_is_exact_for_any_box_and_matrix(kind: str, look_up: Callable[..., None]) -> None:
     """Also boxes that begin inside a byte, masks large enough to be looked up in their bits, and places far outside."""
     rng = np.random.default_rng(4)
     dtype = np.uint16 if kind == "uint16" else np.uint8
@@ -101,16 +112,16 @@ def test_mask_lookup_is_exact_for_any_box_and_matrix(kind: str) -> None:
             )
         found = np.empty(target_hw, dtype=dtype)
         stored = np.packbits(mask, axis=1) if kind == "bits" else mask
-        gather_mask(stored, matrix, (top, left, bottom, right), ignore_index, found, is_packed=kind == "bits")
+        look_up(stored, matrix, (top, left, bottom, right), ignore_index, found, is_packed=kind == "bits")
         expected = plain.look_up_mask(mask, matrix, np.array([top, left, bottom, right]), ignore_index, target_hw)
         assert np.array_equal(found, expected), f"trial {trial}, scale {scale}"
 
 
-def test_a_mask_wider_than_opencv_takes_is_looked_up_too() -> None:
+def test_a_mask_wider_than_opencv_takes_is_looked_up_too(look_up: Callable[..., None]) -> None:
     mask = np.arange(40_000, dtype=np.uint16)[None].repeat(2, axis=0)
     found = np.empty((3, 50), dtype=np.uint16)
     for matrix in (turn(0.001, 900.0, (20_000.0, 1.0), (3, 50)), np.array([[800.0, 0, 0.01], [0, 0.66, 0.01]])):
-        gather_mask(mask, matrix, (0, 0, 2, 40_000), 65535, found)
+        look_up(mask, matrix, (0, 0, 2, 40_000), 65535, found)
         assert np.array_equal(found, plain.look_up_mask(mask, matrix, np.array([0, 0, 2, 40_000]), 65535, (3, 50)))
         assert len(np.unique(found)) > 20
 

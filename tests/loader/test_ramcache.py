@@ -16,6 +16,7 @@ import torch
 from loader_batches import ALL, Kept, keep
 
 from unetfast.config import LoaderConfig, build_config
+from unetfast.data.indexrow import IndexRow
 from unetfast.data.reader import SplitReader, open_shards
 from unetfast.errors import CorruptShardError, UserError
 from unetfast.loader import ramcache
@@ -113,14 +114,14 @@ def test_a_resumed_run_goes_on_the_same(shards: Path) -> None:
 @pytest.mark.parametrize("member", ["image", "mask"])
 def test_bad_samples_are_never_kept(member: str, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = 5
-    original = SplitReader._read
+    original = SplitReader._check
 
-    def damage(self: SplitReader, sample: int, name: str) -> bytes:
+    def damage(self: SplitReader, sample: int, name: str, row: IndexRow, data: bytes) -> bytes:
         if (name, sample) == (member, bad):
             raise CorruptShardError("sample005", "the bytes are not those that were packed")
-        return original(self, sample, name)
+        return original(self, sample, name, row, data)
 
-    monkeypatch.setattr(SplitReader, "_read", damage)
+    monkeypatch.setattr(SplitReader, "_check", damage)
     without = run(shards, FLIPS, 9, on_bad="skip")
     with make(shards, FLIPS, cache="ram", on_bad="skip") as loader:
         assert keep(loader, 9) == without
@@ -133,18 +134,18 @@ def test_bad_samples_are_never_kept(member: str, shards: Path, monkeypatch: pyte
 
 def test_a_pass_over_the_validation_split_keeps_nothing(shards: Path) -> None:
     with make(shards, {}, training=False, cache="ram") as loader:
-        assert loader.facts == ""
+        assert "cache" not in loader.facts
         assert loader._work.cache is None  # type: ignore[attr-defined]
         assert sum(len(batch.ids) for batch in keep(loader)) == NUM_SAMPLES
 
 
 def test_the_loader_says_what_it_keeps(shards: Path) -> None:
     with make(shards, FLIPS, cache="ram") as loader:
-        assert loader.facts == "ram, 0.00 GiB for all samples, images at batch size"
+        assert "cache ram, 0.00 GiB for all samples, images at batch size" in loader.facts
     with make(shards, ALL, cache="ram", cache_mib=512) as loader:
-        assert loader.facts == "ram, up to 0.50 GiB of images as decoded and masks"
+        assert "cache ram, up to 0.50 GiB of images as decoded and masks" in loader.facts
     with make(shards, ALL) as loader:
-        assert loader.facts == ""
+        assert "cache" not in loader.facts
 
 
 def test_what_a_split_needs_is_counted_from_its_sizes() -> None:

@@ -38,7 +38,7 @@ CORE_PACKAGES = {
 }
 _FOR_PICTURES = ("matplotlib", "tensorboard")  # without these the devices can still be looked at
 EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime", "safetensors": "safetensors"}
-OTHER_PACKAGES = {"torchvision": "torchvision"}
+OTHER_PACKAGES = {"torchvision": "torchvision", "numba": "numba"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +195,10 @@ def _add_hints(report: DoctorReport) -> None:
     elif report.dali.version and not report.dali.problem and (error := find_import_error("nvidia.dali")):
         lines = report.problems if report.backend == "dali" else report.hints
         lines.append(f"DALI {report.dali.version} does not load ({error}): install it anew, or take --set loader.backend=cpu")
+    numba = next(state for state in report.extras if state.name == "numba")
+    if numba.error or not numba.version:
+        state = f"{numba.version} does not work ({numba.error})" if numba.error else "not installed"
+        report.hints.append(f"numba {state}: the CPU loader's masks take longer. To get it: pip install 'unetfast[numba]'")
     missing = [state.name for state in report.extras if not state.version and state.name in EXPORT_PACKAGES]
     if missing:
         report.hints.append(f"{', '.join(missing)} not installed. To export to ONNX: pip install 'unetfast[export]'")

@@ -49,7 +49,7 @@ def encode_image(rgb_HWC: np.ndarray, codec: str, quality: int = JPEG_QUALITY) -
     raise ValueError(f"image codec {codec!r}; known are jpeg, png, lz4")
 
 
-def decode_image(data: bytes, codec: str, *, height: int, width: int) -> np.ndarray:
+def decode_image(data: bytes | memoryview, codec: str, *, height: int, width: int) -> np.ndarray:
     """Decode an image member at full size.
 
     The sizes are compared before memory for pixels is taken. EXIF tags of a JPEG are not applied. Runs without the GIL.
@@ -102,7 +102,7 @@ def encode_mask(mask_HW: np.ndarray, codec: str, mask_bits: int) -> bytes:
     return _encode_lz4(np.ascontiguousarray(rows), MASK_LZ4_LEVEL)
 
 
-def decode_mask(data: bytes, codec: str, mask_bits: int, *, height: int, width: int) -> np.ndarray:
+def decode_mask(data: bytes | memoryview, codec: str, mask_bits: int, *, height: int, width: int) -> np.ndarray:
     """Decode a mask member at its stored size.
 
     The sizes are compared before memory for pixels is taken. Runs without the GIL.
@@ -133,7 +133,7 @@ def decode_mask(data: bytes, codec: str, mask_bits: int, *, height: int, width: 
     return ids.astype(np.uint16, copy=False)
 
 
-def inflate_bits(data: bytes, *, height: int, width: int) -> np.ndarray:
+def inflate_bits(data: bytes | memoryview, *, height: int, width: int) -> np.ndarray:
     """Inflate a bit-packed LZ4 mask without unpacking it.
 
     Args:
@@ -173,7 +173,7 @@ def _encode_lz4(rows: np.ndarray, level: int) -> bytes:
     )
 
 
-def _decode_lz4(data: bytes, num_bytes: int) -> bytes:
+def _decode_lz4(data: bytes | memoryview, num_bytes: int) -> bytes:
     """Inflate one frame of exactly `num_bytes`; never takes more memory than that."""
     try:
         # the usual header is read here, since the library's way costs a fifth of a small mask's decode
@@ -196,7 +196,7 @@ def _encode_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _decode_png(data: bytes, expected_hw: tuple[int, int], modes: tuple[str, ...]) -> np.ndarray:
+def _decode_png(data: bytes | memoryview, expected_hw: tuple[int, int], modes: tuple[str, ...]) -> np.ndarray:
     try:
         # the class itself: Image.open would warn of large images, whose size is known and compared here
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:

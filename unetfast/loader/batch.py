@@ -36,7 +36,7 @@ class Loader(Protocol):
 
     @property
     def facts(self) -> str:
-        """What it keeps in memory for later, for people; nothing where it keeps nothing."""
+        """What it keeps in memory for later, and what it has to do without, for people; "" where there is nothing to say."""
         ...
 
     @property

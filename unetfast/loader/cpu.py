@@ -16,19 +16,18 @@ import numpy as np
 import torch
 
 from unetfast.config import LoaderConfig
-from unetfast.data.codecs import inflate_bits
+from unetfast.data.codecs import decode_mask, inflate_bits
 from unetfast.data.reader import SplitReader
 from unetfast.data.sample import MASK_CODECS
 from unetfast.errors import CorruptShardError
-from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
-from unetfast.loader.masklookup import StoredMask, gather_mask
+from unetfast.loader.masklookup import StoredMask, find_kernel, gather_mask
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_sample,
+    find_warp_maps,
     flip_image,
-    flip_matrix,
     resize_box,
     transform_color,
     warp_image,
@@ -68,9 +67,53 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Job(Job):
-    """A batch in the making, in its memory."""
+    """A batch in the making, in its memory; what is the same for all rows of a kind is computed for all of them at once.
+
+    Args:
+        slot: its memory.
+        sample_ids: of its rows.
+        flips: of each row: left to right, top to bottom.
+        warp_maps: of each row, (2, 3); None where it is not warped.
+        color_matrices: of each row, (3, 4); None where its colours stay.
+    """
 
     slot: _Slot = field(kw_only=True)
+    sample_ids: list[int] = field(kw_only=True)
+    flips: list[tuple[bool, bool]] = field(kw_only=True)
+    warp_maps: list[np.ndarray | None] = field(kw_only=True)
+    color_matrices: list[np.ndarray | None] = field(kw_only=True)
+
+
+def _make_job(plan: BatchPlan, slot: _Slot) -> _Job:
+    numbers, (height, width) = plan.augmentation, slot.mask_NHW.shape[1:]
+    maps = find_warp_maps(numbers.warp_matrix, numbers.hflip, numbers.vflip, (height, width))
+    return _Job(
+        plan,
+        slot=slot,
+        sample_ids=plan.places.sample_ids.tolist(),
+        flips=list(zip(numbers.hflip.tolist(), numbers.vflip.tolist(), strict=True)),
+        warp_maps=_take_where(maps, numbers.has_warp),
+        color_matrices=_take_where(numbers.color_matrix, numbers.has_color),
+    )
+
+
+def _take_where(matrices: np.ndarray, are_used: np.ndarray) -> list[np.ndarray | None]:
+    return [matrix if is_used else None for matrix, is_used in zip(matrices, are_used.tolist(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An image before it is decoded.
+
+    Args:
+        sample_id: of the sample.
+        data: the member, where it is read already.
+        crop_yxyx: its crop box, stored pixels.
+    """
+
+    sample_id: int
+    data: bytes | memoryview | None
+    crop_yxyx: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,86 +140,86 @@ class _Work:
 
     def load(self, job: _Job, row: int) -> None:
         """Load one row of a batch."""
-        sample_id, numbers = int(job.plan.places.sample_ids[row]), job.plan.augmentation
-        mask = self._find_mask(sample_id)
+        sample_id, numbers = job.sample_ids[row], job.plan.augmentation
+        image_data, mask_data = (None, None) if self.cache is not None else self.reader.read_pair(sample_id)
+        mask = self._find_mask(sample_id, mask_data)
         if numbers.has_candidates:
             self.rule.settle(numbers, row, mask.unpack())
-        crop_yxyx = numbers.crop_yxyx[row].tolist()
-        self._load_image(sample_id, numbers, row, crop_yxyx, job.slot.images[row])
+        crop_yxyx = numbers.crop_yxyx[row]
+        self._load_image(job, row, _Source(sample_id, image_data, crop_yxyx.tolist()))
         matrix, out_HW = numbers.mask_matrix[row], job.slot.masks[row]
         gather_mask(mask.stored, matrix, crop_yxyx, self.rule.ignore_index, out_HW, is_packed=mask.is_packed)
 
-    def _load_image(self, sample_id: int, numbers: Augmentation, row: int, crop_yxyx: list[int], out_HWC: np.ndarray) -> None:
-        hflip, vflip, has_warp = bool(numbers.hflip[row]), bool(numbers.vflip[row]), bool(numbers.has_warp[row])
-        target_hw = (out_HWC.shape[0], out_HWC.shape[1])
-        is_moved = has_warp or hflip or vflip
-        resized_HWC = self._resize(
-            sample_id, crop_yxyx, scratch_array("resized", out_HWC.shape, np.uint8) if is_moved else out_HWC
-        )
-        if has_warp:
-            warp_image(resized_HWC, flip_matrix(numbers.warp_matrix[row], hflip, vflip, target_hw), out_HWC)
+    def _load_image(self, job: _Job, row: int, source: _Source) -> None:
+        out_HWC, warp_map, color_matrix = job.slot.images[row], job.warp_maps[row], job.color_matrices[row]
+        hflip, vflip = job.flips[row]
+        if warp_map is not None:
+            warp_image(self._resize(source, scratch_array("resized", out_HWC.shape, np.uint8)), warp_map, out_HWC)
         elif hflip or vflip:
-            flip_image(resized_HWC, hflip, vflip, out_HWC)
-        elif resized_HWC is not out_HWC:
+            flip_image(self._resize(source, scratch_array("resized", out_HWC.shape, np.uint8)), hflip, vflip, out_HWC)
+        elif (resized_HWC := self._resize(source, out_HWC)) is not out_HWC:
             out_HWC[...] = resized_HWC
-        if numbers.has_color[row]:
-            transform_color(out_HWC, numbers.color_matrix[row])
+        if color_matrix is not None:
+            transform_color(out_HWC, color_matrix)
 
-    def _resize(self, sample_id: int, crop_yxyx: list[int], buffer_HWC: np.ndarray) -> np.ndarray:
+    def _resize(self, source: _Source, buffer_HWC: np.ndarray) -> np.ndarray:
         """Return the crop at target size: in the buffer, or where it lies if it is there already."""
-        if self.cache is not None and self.boxes_are_fixed:
-            resized_HWC = self.cache.find(("image", sample_id))
-            if resized_HWC is None:
-                resized_HWC = self._resize_anew(sample_id, crop_yxyx, buffer_HWC)
-                self.cache.keep(("image", sample_id), resized_HWC)
-            return resized_HWC
-        return self._resize_anew(sample_id, crop_yxyx, buffer_HWC)
+        if self.cache is None or not self.boxes_are_fixed:
+            return self._resize_anew(source, buffer_HWC)
+        resized_HWC = self.cache.find(("image", source.sample_id))
+        if resized_HWC is None:
+            resized_HWC = self._resize_anew(source, buffer_HWC)
+            self.cache.keep(("image", source.sample_id), resized_HWC)
+        return resized_HWC
 
-    def _resize_anew(self, sample_id: int, crop_yxyx: list[int], buffer_HWC: np.ndarray) -> np.ndarray:
-        rgb_HWC, reduction = self._decode(sample_id, crop_yxyx, (buffer_HWC.shape[0], buffer_HWC.shape[1]))
-        if rgb_HWC.shape == buffer_HWC.shape and crop_yxyx == [0, 0, *rgb_HWC.shape[:2]]:
+    def _resize_anew(self, source: _Source, buffer_HWC: np.ndarray) -> np.ndarray:
+        rgb_HWC, reduction = self._decode(source, buffer_HWC.shape[:2])
+        if rgb_HWC.shape == buffer_HWC.shape and source.crop_yxyx == [0, 0, *rgb_HWC.shape[:2]]:
             return rgb_HWC
-        resize_box(rgb_HWC, [edge / reduction for edge in crop_yxyx], buffer_HWC)
+        resize_box(rgb_HWC, [edge / reduction for edge in source.crop_yxyx], buffer_HWC)
         return buffer_HWC
 
-    def _decode(self, sample_id: int, crop_yxyx: list[int], target_hw: tuple[int, int]) -> tuple[np.ndarray, int]:
+    def _decode(self, source: _Source, target_hw: tuple[int, ...]) -> tuple[np.ndarray, int]:
         """Return an image decoded as far as its crop needs it, and by what it is reduced."""
-        codec = self.reader.image_codec(sample_id)
-        top, left, bottom, right = crop_yxyx
-        reduction = choose_jpeg_reduction((bottom - top, right - left), target_hw, self.config.decode) if codec == "jpeg" else 1
+        sample_id, reduction = source.sample_id, 1
+        if self.reader.image_codec(sample_id) == "jpeg":
+            top, left, bottom, right = source.crop_yxyx
+            reduction = choose_jpeg_reduction((bottom - top, right - left), (target_hw[0], target_hw[1]), self.config.decode)
         if self.cache is None or self.boxes_are_fixed:
-            return decode_sample(self.reader, sample_id, reduction), reduction
+            return decode_sample(self.reader, sample_id, reduction, source.data), reduction
         rgb_HWC = self.cache.find((sample_id, reduction))
         if rgb_HWC is None:
             rgb_HWC = decode_sample(self.reader, sample_id, reduction)
             self.cache.keep((sample_id, reduction), rgb_HWC)
         return rgb_HWC, reduction
 
-    def _find_mask(self, sample_id: int) -> StoredMask:
-        """Return a mask, inflated; one of bits stays packed."""
+    def _find_mask(self, sample_id: int, data: bytes | memoryview | None) -> StoredMask:
+        """Return a mask, inflated; one of bits stays packed. `data` is its member, where that is read already."""
         if self.cache is None:
-            return self._read_mask(sample_id)
+            return self._decode_mask(sample_id, data)
         stored = self.cache.find(("mask", sample_id))
         if stored is None:
-            mask = self._read_mask(sample_id)
+            mask = self._decode_mask(sample_id, None)
             self.cache.keep(("mask", sample_id), mask.stored)
             return mask
         return StoredMask(stored, self._packed_width(sample_id))
 
-    def _read_mask(self, sample_id: int) -> StoredMask:
-        width = self._packed_width(sample_id)
-        if not width:
-            return StoredMask(self.reader.decode_mask(sample_id))
-        data = self.reader.read_mask(sample_id)
+    def _decode_mask(self, sample_id: int, data: bytes | memoryview | None) -> StoredMask:
+        row, width = self.reader.row(sample_id), self._packed_width(sample_id)
+        if data is None:
+            data = self.reader.read_mask(sample_id)
         try:
-            return StoredMask(inflate_bits(data, height=int(self.reader.rows[sample_id]["height"]), width=width), width)
-        except ValueError as error:
+            if width:
+                return StoredMask(inflate_bits(data, height=row.height, width=width), width)
+            codec = MASK_CODECS[row.mask_codec]
+            return StoredMask(decode_mask(data, codec, row.mask_bits, height=row.height, width=row.width))
+        except (ValueError, IndexError) as error:
             raise CorruptShardError(self.reader.describe(sample_id, "mask"), f"cannot be decoded ({error})") from None
 
     def _packed_width(self, sample_id: int) -> int:
         """Return the width of a mask whose bits are packed, pixels; 0 for another mask."""
-        record = self.reader.rows[sample_id]
-        return int(record["width"]) if record["mask_bits"] == 1 and record["mask_codec"] == _LZ4_MASK else 0
+        row = self.reader.row(sample_id)
+        return row.width if row.mask_bits == 1 and row.mask_codec == _LZ4_MASK else 0
 
 
 class CpuLoader(PrefetchLoader[_Job]):
@@ -205,7 +248,10 @@ class CpuLoader(PrefetchLoader[_Job]):
         self, stream: SampleStream, config: LoaderConfig, *, num_threads: int, device: torch.device, local_size: int = 1
     ) -> None:
         labels = stream.reader.manifest.labels
-        cache, self._facts = _open_cache(stream, config, local_size)
+        cache, kept = _open_cache(stream, config, local_size)
+        kernel = find_kernel(np.dtype(labels.mask_dtype))  # compiled here, before the first batch is asked for
+        lacking = f"masks by OpenCV, which takes longer: {kernel.problem}" if kernel.problem else ""
+        self._facts = ", ".join(filter(None, [kept and f"cache {kept}", lacking]))
         work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed)
         super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)
         self._device = device
@@ -226,7 +272,7 @@ class CpuLoader(PrefetchLoader[_Job]):
         return super()._next()
 
     def _open_job(self, plan: BatchPlan) -> _Job | None:
-        return _Job(plan, slot=self._free.popleft()) if self._free else None
+        return _make_job(plan, self._free.popleft()) if self._free else None
 
     def _complete(self, job: _Job) -> None:
         """Do nothing: what the threads have written is the batch."""

@@ -44,20 +44,28 @@ def choose_jpeg_reduction(
     return next((reduction for reduction in _JPEG_REDUCTIONS if least / reduction >= _SLACK * MIN_REDUCTION[decode]), 1)
 
 
-def decode_sample(reader: SplitReader, sample_id: int, reduction: int) -> np.ndarray:
+def decode_sample(reader: SplitReader, sample_id: int, reduction: int, data: bytes | memoryview | None = None) -> np.ndarray:
     """Read and decode a sample's image, a JPEG at 1/reduction of its size; see `decode_reduced`.
+
+    Args:
+        reader: the split.
+        sample_id: of the sample.
+        reduction: 1, 2, 4 or 8; 1 unless the image is a JPEG.
+        data: the member, where it is read already.
 
     Raises:
         CorruptShardError: it cannot be read or decoded; names key, shard and offset.
     """
-    record, data = reader.rows[sample_id], reader.read_image(sample_id)
+    row = reader.row(sample_id)
+    if data is None:
+        data = reader.read_image(sample_id)
     try:
-        return decode_reduced(data, reader.image_codec(sample_id), (int(record["height"]), int(record["width"])), reduction)
+        return decode_reduced(data, row.image_codec_name, (row.height, row.width), reduction)
     except ValueError as error:
         raise CorruptShardError(reader.describe(sample_id, "image"), f"cannot be decoded ({error})") from None
 
 
-def decode_reduced(data: bytes, codec: str, hw: tuple[int, int], reduction: int) -> np.ndarray:
+def decode_reduced(data: bytes | memoryview, codec: str, hw: tuple[int, int], reduction: int) -> np.ndarray:
     """Decode an image member, a JPEG at 1/reduction of its size.
 
     Pixel (i, j) of the result covers stored pixels from (i, j) * reduction on; sizes are rounded up, so the last row and column
@@ -171,16 +179,25 @@ def flip_image(rgb_HWC: np.ndarray, hflip: bool, vflip: bool, out_HWC: np.ndarra
     cv2.flip(rgb_HWC, -1 if hflip and vflip else int(hflip), dst=out_HWC)
 
 
-def flip_matrix(matrix: np.ndarray, hflip: bool, vflip: bool, hw: tuple[int, int]) -> np.ndarray:
-    """Let a map (2, 3) into a flipped image of size `hw` lead into the unflipped one."""
-    flipped = matrix.copy()
-    if hflip:
-        flipped[0] = -flipped[0]
-        flipped[0, 2] += hw[1]
-    if vflip:
-        flipped[1] = -flipped[1]
-        flipped[1, 2] += hw[0]
-    return flipped
+def find_warp_maps(warp_matrix: np.ndarray, hflip: np.ndarray, vflip: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Make the maps of a batch's warps: they lead into images that are not flipped yet, and count from pixel centres.
+
+    Args:
+        warp_matrix: from target positions to those in the resized, flipped image, whole numbers at pixel edges, float64,
+            (n, 2, 3).
+        hflip: which images are mirrored left to right, bool, (n,).
+        vflip: and which top to bottom.
+        hw: height and width of the images, pixels.
+
+    Returns:
+        For `warp_image`, float64, (n, 2, 3).
+    """
+    maps = warp_matrix.copy()
+    for axis, (is_flipped, size) in enumerate(((hflip, hw[1]), (vflip, hw[0]))):
+        maps[is_flipped, axis] *= -1
+        maps[is_flipped, axis, 2] += size
+    maps[:, :, 2] += maps[:, :, 0] * 0.5 + maps[:, :, 1] * 0.5 - 0.5
+    return maps
 
 
 def warp_image(rgb_HWC: np.ndarray, matrix: np.ndarray, out_HWC: np.ndarray) -> None:
@@ -190,18 +207,16 @@ def warp_image(rgb_HWC: np.ndarray, matrix: np.ndarray, out_HWC: np.ndarray) -> 
 
     Args:
         rgb_HWC: uint8, contiguous, (H, W, 3).
-        matrix: from positions in `out_HWC` to positions in `rgb_HWC`, whole numbers at pixel edges, float64, (2, 3).
+        matrix: from positions in `out_HWC` to positions in `rgb_HWC`, whole numbers at pixel centres, float64, (2, 3).
         out_HWC: receives the result, uint8, contiguous, another array.
     """
-    centred = matrix.copy()  # OpenCV has whole numbers at pixel centres
-    centred[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     height, width = out_HWC.shape[:2]
     rgbx_HWC = scratch_array("rgbx", (*rgb_HWC.shape[:2], 4), np.uint8)
     warped_HWC = scratch_array("warped", (height, width, 4), np.uint8)
     cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2RGBA, dst=rgbx_HWC)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     cv2.warpAffine(
-        rgbx_HWC, centred, (width, height), dst=warped_HWC, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+        rgbx_HWC, matrix, (width, height), dst=warped_HWC, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0
     )
     cv2.cvtColor(warped_HWC, cv2.COLOR_RGBA2RGB, dst=out_HWC)
 

@@ -121,7 +121,7 @@ class PrefetchLoader(ABC, Generic[JobT]):
 
     @property
     def facts(self) -> str:
-        """What the loader keeps in memory for later, for people; nothing where it keeps nothing."""
+        """What it keeps in memory for later, and what it has to do without, for people; "" where there is nothing to say."""
         return ""
 
     @property

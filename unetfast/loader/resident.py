@@ -21,6 +21,7 @@ from unetfast.errors import UserError, say_briefly
 from unetfast.loader.augment import Augmentation
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
+from unetfast.loader.pinned import CopyMark
 from unetfast.loader.prefetch import Job, PrefetchLoader
 from unetfast.loader.resident_kernel import NUM_COLUMNS, lay_out_numbers, render_batch
 from unetfast.loader.resident_pixels import ResidentPixels
@@ -31,19 +32,13 @@ class _Slot:
     """Host memory of one batch's numbers, used again; pinned, so that its copy to the GPU waits for nothing."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self.numbers = torch.empty((size, NUM_COLUMNS), dtype=torch.float64, pin_memory=pinned)
-        self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        self.copied = CopyMark(device)
+        self.numbers = torch.empty((size, NUM_COLUMNS), dtype=torch.float64, pin_memory=self.copied.is_pinned)
 
     def to_device(self, size: int, device: torch.device) -> torch.Tensor:
         numbers = self.numbers[:size].to(device, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(device))
+        self.copied.set()
         return numbers
-
-    def wait_until_free(self) -> None:
-        if self._copied is not None:
-            self._copied.synchronize()
 
 
 @dataclass(slots=True)
@@ -62,7 +57,7 @@ class _Work:
 
     def begin(self, job: _Job) -> None:
         """Wait until the last copy to the GPU has read the job's memory."""
-        job.slot.wait_until_free()
+        job.slot.copied.wait()
 
     def load(self, job: _Job, row: int) -> None:
         """Let a row's mask choose its crop box, where there is a choice."""
@@ -115,7 +110,8 @@ class ResidentLoader(PrefetchLoader[_Job]):
         """What lies on the device, for people."""
         layout = self._pixels.layout
         size = "at batch size" if layout.are_resized else "at stored size"
-        return f"{layout.num_bytes / 2**30:.2f} GiB on {self._device}, images {size}, filled in {self._pixels.seconds:.1f} s"
+        held = f"cache {layout.num_bytes / 2**30:.2f} GiB on {self._device}"
+        return f"{held}, images {size}, filled in {self._pixels.seconds:.1f} s"
 
     def close(self) -> None:
         """Stop all threads and let go of the pixels; may be called twice. Batches that were handed out stay valid."""

@@ -19,9 +19,11 @@ def scratch_array(name: str, shape: tuple[int, ...], dtype: type[np.generic]) ->
         shape: of the array in it.
         dtype: of the array in it.
     """
+    found: tuple[np.ndarray, np.ndarray] | None = getattr(_scratch, name, None)  # the memory, and the array last made of it
+    if found is not None and found[1].shape == shape and found[1].dtype == dtype:
+        return found[1]
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer: np.ndarray | None = getattr(_scratch, name, None)
-    if buffer is None or len(buffer) < num_bytes:
-        buffer = np.empty(num_bytes, dtype=np.uint8)
-        setattr(_scratch, name, buffer)
-    return buffer[:num_bytes].view(dtype).reshape(shape)
+    buffer = np.empty(num_bytes, dtype=np.uint8) if found is None or len(found[0]) < num_bytes else found[0]
+    array = buffer[:num_bytes].view(dtype).reshape(shape)
+    setattr(_scratch, name, (buffer, array))
+    return array

@@ -233,7 +233,7 @@ def describe_run(run: Run, shards: Path) -> list[str]:
     number_format = "float32" if run.amp.name == "off" else run.amp.name
     modes = ["channels_last"] * config.train.channels_last + [_describe_compiled(run)]
     reason = choose_backend(config, run.device, training=True).reason
-    cache = f", cache {run.loader.facts}" if run.loader.facts else ""
+    facts = f", {run.loader.facts}" if run.loader.facts else ""
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
     average = f", moving average of the weights (ema.decay {config.ema.decay:g})" if config.ema.decay else ""
     stored = describe_sizes(run.train_reader.rows)
@@ -243,7 +243,7 @@ def describe_run(run: Run, shards: Path) -> list[str]:
     return [
         f"data    {shards} ({manifest.dataset}, {counts}, {manifest.num_classes} classes)",
         f"loader  {run.loader.backend} ({reason}), {height}x{width} (stored {stored}; loader.size_hw), "
-        f"batch {config.loader.batch_size}{accumulation}{cache}",
+        f"batch {config.loader.batch_size}{accumulation}{facts}",
         f"model   {run.model.title}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
         f"{number_format} ({run.amp.reason})",
         f"run     {run.folder.path}: {length}, {config.optimizer.name} "

@@ -1,0 +1,138 @@
+"""The mask lookup as one compiled call without the interpreter's lock, where OpenCV and numpy need about ten.
+
+A thread that gives the lock up for each of ten short calls spends as long, beside a second such thread, in getting it back as
+in the calls. Sums are those of `masklookup`'s other path, in the same order, and none may be contracted or reordered (no
+fastmath), so the classes are the same pixel for pixel.
+
+The kernel is compiled when it is built: two seconds of a core once a machine, for numba keeps the result beside this file or in
+the user's cache folder. To import this module needs numba; `masklookup.find_kernel` is the way to it.
+
+Axis letters: H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+
+_OUTSIDE = 8  # the shift of a pixel outside of the crop box; those of bits are 0 to 7
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
+
+
+def build_kernel(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """Compile `_look_up` for one kind of ids, or load what an earlier process has compiled.
+
+    Args:
+        dtype: of stored and wanted ids, uint8 or uint16.
+
+    Returns:
+        The kernel; takes what `_look_up` takes, all arrays contiguous.
+    """
+    ids = numba.from_dtype(dtype)
+    stored, matrix, box = (
+        numba.types.Array(kind, ndim, "C", readonly=True) for kind, ndim in ((ids, 2), (numba.float64, 2), (numba.int64, 1))
+    )
+    signature = numba.void(stored, numba.boolean, matrix, box, ids, numba.types.Array(ids, 2, "C"))
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(Callable[..., None], numba.njit(signature, cache=True, **options)(_look_up))
+    except Exception:  # the folder to keep it in is not there, full, or holds a damaged file: this process compiles its own
+        return cast(Callable[..., None], numba.njit(signature, **options)(_look_up))
+
+
+def _part(function: FunctionT) -> FunctionT:
+    """Let a function be compiled as a part of the kernel."""
+    return cast(FunctionT, numba.njit(error_model="numpy")(function))
+
+
+@_part
+def _set_row(taken_W: np.ndarray, shift_W: np.ndarray, has_bits: bool, ignore_index: int, out_W: np.ndarray) -> None:
+    if has_bits:
+        for column in range(len(out_W)):
+            shift = shift_W[column]
+            out_W[column] = (taken_W[column] >> shift) & 1 if shift < _OUTSIDE else ignore_index
+    else:
+        for column in range(len(out_W)):
+            out_W[column] = taken_W[column] if shift_W[column] < _OUTSIDE else ignore_index
+
+
+@_part
+def _look_up_turned(
+    stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
+) -> None:
+    """Row by row: find the places, take what is stored there, and last set the pixels that are outside."""
+    height, width = out_HW.shape
+    top, left, num_rows, num_columns = box[0], box[1], box[2] - box[0], box[3] - box[1]
+    x_by_x, y_by_x = matrix[0, 0], matrix[1, 0]
+    flat, unit = stored.reshape(-1), np.int32(3 if has_bits else 0)  # a byte holds 2 ** 3 bits
+    pitch = np.int32(stored.shape[1]) << unit
+    first = np.int32(top) * pitch + np.int32(left)
+    place_W, shift_W, taken_W = np.empty(width, np.uint32), np.empty(width, np.uint8), np.empty(width, stored.dtype)
+    for row in range(height):
+        x_of_row = (row + 0.5) * matrix[0, 1] + (matrix[0, 2] - left)
+        y_of_row = (row + 0.5) * matrix[1, 1] + (matrix[1, 2] - top)
+        for column in range(width):
+            x = np.floor(x_of_row + (column + 0.5) * x_by_x)
+            y = np.floor(y_of_row + (column + 0.5) * y_by_x)
+            is_inside = (x >= 0) & (x < num_columns) & (y >= 0) & (y < num_rows)
+            place = np.int32(y) * pitch + np.int32(x) + first
+            place_W[column] = np.uint32(place >> unit) if is_inside else np.uint32(0)
+            shift_W[column] = np.uint8(~place & 7) if is_inside else np.uint8(_OUTSIDE)
+        for column in range(width):
+            taken_W[column] = flat[place_W[column]]
+        _set_row(taken_W, shift_W, has_bits, ignore_index, out_HW[row])
+
+
+@_part
+def _look_up_upright(
+    stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
+) -> None:
+    """Find the columns once, for they are those of every row."""
+    height, width = out_HW.shape
+    top, left, bottom, right = box[0], box[1], box[2], box[3]
+    unit = np.int32(3 if has_bits else 0)
+    place_W, shift_W, taken_W = np.empty(width, np.uint32), np.empty(width, np.uint8), np.empty(width, stored.dtype)
+    for column in range(width):
+        x = np.floor((column + 0.5) * matrix[0, 0] + matrix[0, 2])
+        is_inside = (x >= left) & (x < right)
+        place = np.int32(x)
+        place_W[column] = np.uint32(place >> unit) if is_inside else np.uint32(0)
+        shift_W[column] = np.uint8(~place & 7) if is_inside else np.uint8(_OUTSIDE)
+    for row in range(height):
+        y = np.floor((row + 0.5) * matrix[1, 1] + matrix[1, 2])
+        if y < top or y >= bottom:
+            out_HW[row] = ignore_index
+            continue
+        stored_W = stored[np.int64(y)]
+        for column in range(width):
+            taken_W[column] = stored_W[place_W[column]]
+        _set_row(taken_W, shift_W, has_bits, ignore_index, out_HW[row])
+
+
+def _look_up(
+    stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
+) -> None:
+    """Do what `masklookup.gather_mask` says.
+
+    Args:
+        stored: class ids, (H, W), or rows of bits, (H, B); fewer than 2 ** 31 pixels, for places are int32.
+        has_bits: whether it is bits.
+        matrix: from target positions to stored ones, float64, (2, 3).
+        box: top, left, bottom, right, int64, (4,).
+        ignore_index: id of what lies outside of the box.
+        out_HW: receives the ids.
+
+    Raises:
+        ValueError: the box is empty, or not inside the mask.
+    """
+    width = stored.shape[1] * 8 if has_bits else stored.shape[1]
+    if not (0 <= box[0] < box[2] <= stored.shape[0] and 0 <= box[1] < box[3] <= width):
+        raise ValueError("the crop box is not inside the mask")
+    if matrix[0, 1] == 0 and matrix[1, 0] == 0:
+        _look_up_upright(stored, has_bits, matrix, box, ignore_index, out_HW)
+    else:
+        _look_up_turned(stored, has_bits, matrix, box, ignore_index, out_HW)
