@@ -21,6 +21,7 @@ import torch
 from unetfast.config import LoaderConfig
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError, UserError
+from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import choose_jpeg_reduction, decode_sample, resize_box
 from unetfast.loader.stream import SampleStream
 
@@ -183,7 +184,7 @@ class ResidentPixels:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         for stage in free:
-            stage.wait()
+            stage.copied.wait()
         self.seconds = time.perf_counter() - began_s
 
     def _slices(self, part: range) -> list[torch.Tensor]:
@@ -206,29 +207,23 @@ class _Stage:
     """Host memory for one piece, used again; pinned where it is copied to a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pinned = device.type == "cuda"
-        self._copied = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
+        self.copied = CopyMark(device)
         self._memory: list[torch.Tensor] = []
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def open(self, targets: list[torch.Tensor]) -> list[np.ndarray]:
         """Return memory for each of the targets, after the last copy has read it; it holds anything."""
-        self.wait()
+        self.copied.wait()
         if not self._memory or any(len(old) < len(new) for old, new in zip(self._memory, targets, strict=True)):
-            self._memory = [torch.empty(len(target), dtype=target.dtype, pin_memory=self._pinned) for target in targets]
+            pinned = self.copied.is_pinned
+            self._memory = [torch.empty(len(target), dtype=target.dtype, pin_memory=pinned) for target in targets]
         self._pairs = [(target, memory[: len(target)]) for target, memory in zip(targets, self._memory, strict=True)]
         return [source.numpy() for _, source in self._pairs]
 
     def copy(self) -> None:
         for target, source in self._pairs:
-            target.copy_(source, non_blocking=self._pinned)
-        if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(self._device))
-
-    def wait(self) -> None:
-        if self._copied is not None:
-            self._copied.synchronize()
+            target.copy_(source, non_blocking=True)
+        self.copied.set()
 
 
 @dataclass(frozen=True, slots=True)
