@@ -110,7 +110,8 @@ class ResidentLoader(PrefetchLoader[_Job]):
         """What lies on the device, for people."""
         layout = self._pixels.layout
         size = "at batch size" if layout.are_resized else "at stored size"
-        return f"{layout.num_bytes / 2**30:.2f} GiB on {self._device}, images {size}, filled in {self._pixels.seconds:.1f} s"
+        held = f"cache {layout.num_bytes / 2**30:.2f} GiB on {self._device}"
+        return f"{held}, images {size}, filled in {self._pixels.seconds:.1f} s"
 
     def close(self) -> None:
         """Stop all threads and let go of the pixels; may be called twice. Batches that were handed out stay valid."""
