@@ -92,13 +92,13 @@ if [ "$SCALE" = small ]; then
     TAX=(--set model.base_channels=4 --set model.depth=2 --set "loader.size_hw=[32, 48]" --set loader.batch_size=4)
     NET=(--set model.base_channels=4 --set model.depth=2 --set train.compile=off) WARM=1
     SIZE=64x96 LARGE=128x192 ADE=64x64 BATCHES=2 THREADS=1 CORES=1 STEP_SIZES=(64x96) STEP_BATCH=2
-    STEP_SIDES=ours,eager,milesial LATENCY_SIDES=eager DECODE_SIDES=dali,cpu,workers-1
+    STEP_SIDES=ours,eager,milesial LATENCY_SIDES=eager,folded DECODE_SIDES=dali,cpu,workers-1
 else
     SMALL=()
     ROUNDS=(--rounds 5 --seconds 0.8) TAX_ROUNDS=(--rounds 5 --seconds 1.0) STEP_ROUNDS=(--rounds 5 --seconds 0.5)
     TAX=() NET=() WARM=3
     SIZE=160x240 LARGE=640x960 ADE=256x256 BATCHES=6 THREADS=0 CORES=4 STEP_SIZES=(160x240 256x256 512x512 640x960) STEP_BATCH=0
-    STEP_SIDES=ours,graphs,eager,float32-nchw,milesial,milesial-amp,smp LATENCY_SIDES=eager,compiled,graphs,frozen,captured
+    STEP_SIDES=ours,graphs,eager,float32-nchw,milesial,milesial-amp,smp LATENCY_SIDES=ours,eager,folded,compiled,graphs,frozen
     DECODE_SIDES=dali,cpu,torchvision-cuda,workers-8,workers-16
 fi
 if [ "$DEVICE" = cuda ]; then

@@ -4,8 +4,9 @@
 
 Each start is a process of its own. The first meets empty caches and trains three epochs, each with its validation, on the
 functions that `unetfast train` calls; after every stretch it reads what TorchDynamo counted: a graph for the training step and
-one for the validation pass are wanted, and every further one is a recompile. The others begin with the caches that it left,
-and stop behind their first step. Prints a table for people and one JSON line last; the exit code is 1 when a start failed.
+one for the validation pass are wanted, and every further one is a recompile. The others begin with what it left where every run
+keeps it (`unetfast.compilecache`; here below a cache folder that is empty at first), and stop behind their first step. Prints a
+table for people and one JSON line last; the exit code is 1 when a start failed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from unetfast.data.pack import pack
 from unetfast.errors import UserError
 
 NUM_EPOCHS = 3
-_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+_OWN_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # with these, runs keep nothing in the user's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,27 @@ def pack_with_val(source: Path, name: str) -> Path:
     return shards
 
 
+@contextmanager
+def empty_user_cache() -> Iterator[Path]:
+    """Give the processes that are started meanwhile an empty user's cache; yields where runs keep compiled code in it."""
+    former = os.environ.copy()
+    with tempfile.TemporaryDirectory() as home:
+        for name in _OWN_CACHES:
+            os.environ.pop(name, None)
+        os.environ["XDG_CACHE_HOME"] = home
+        try:
+            yield Path(home) / "unetfast" / "compiled"
+        finally:
+            for name in ("XDG_CACHE_HOME", *_OWN_CACHES):
+                os.environ.pop(name, None)
+            os.environ.update(former)
+
+
+def size_mib(folder: Path) -> float:
+    """Sum the sizes of all files below a folder, MiB."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+
+
 def count_graphs() -> dict[str, Any]:
     """Read what TorchDynamo has counted in this process: graphs, graph breaks, and what Inductor found in its cache."""
     from torch._dynamo.utils import counters
@@ -178,10 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.toy:
             given.shards = pack_with_val(draw_toy(given.toy, given.data, small=given.small, seed=given.seed), given.toy)
-        with tempfile.TemporaryDirectory() as caches:
-            os.environ.update({name: f"{caches}/{folder}" for name, folder in _CACHES.items()})  # a child inherits them
+        with empty_user_cache() as kept:
             begin = Start(given.shards, given.device, tuple(given.set), NUM_EPOCHS)
             cold = Apart(observe, begin).result(given.timeout)
+            record["kept_mib"] = size_mib(kept)
             for _ in range(given.rounds):
                 warm.append(Apart(observe, replace(begin, num_epochs=0)).result(given.timeout))
     except UserError as error:

@@ -15,8 +15,10 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 from torch import Tensor, nn
 
+from unetfast.compilecache import keep_compiled
 from unetfast.errors import UserError, say_briefly
 from unetfast.infer.augmented import Tta, scale_side
+from unetfast.infer.load import TrainedModel
 
 Call = Callable[[], Tensor]
 _NUM_WARMUP_CALLS = 3  # before a record: kernels are chosen and workspaces taken in the first ones
@@ -104,6 +106,25 @@ class StaticModel(nn.Module):
                 f"({say_briefly(error)}); leave --compile out"
             ) from error
         return buffer_NCHW, call
+
+
+def build_static(trained: TrainedModel, size_hw: tuple[int, int], *, batch_size: int, tta: Tta | None = None) -> StaticModel:
+    """Compile a checkpoint's network for batches of one size, and its scaled copies, each at the first batch of its size.
+
+    Args:
+        trained: of `load_model`.
+        size_hw: height and width of the images, or windows, pixels.
+        batch_size: images, or windows, a batch.
+        tta: whose copies are asked for.
+    """
+    keep_compiled()
+    return StaticModel(
+        trained.model,
+        device=trained.device,
+        batch_size=batch_size,
+        sizes_hw=static_sizes(size_hw, tta),
+        fullgraph=not trained.checkpoint.config.model.factory,
+    )
 
 
 def record(call: Call, device: torch.device) -> Call:

@@ -23,7 +23,7 @@ from unetfast.data.image import DEFAULT_MAX_PIXELS, EXIF_CHOICES
 from unetfast.device import num_usable_cores
 from unetfast.errors import UserError
 from unetfast.infer.augmented import Tta, build_augmented, parse_tta
-from unetfast.infer.compiled import StaticModel, static_sizes
+from unetfast.infer.compiled import StaticModel, build_static
 from unetfast.infer.inputs import ImageInput, check_outputs, list_images
 from unetfast.infer.job import Job, Post
 from unetfast.infer.load import TrainedModel, load_model
@@ -205,18 +205,11 @@ def _predict_all(
 
 def _compile(trained: TrainedModel, windows: Windows | None, tta: Tta | None, batch_size: int) -> StaticModel:
     """Compile the network for the batches that images, or windows of them, will come in."""
-    keep_compiled()
     size_hw = trained.checkpoint.config.loader.size_hw
     if windows is not None:
         size_hw = windows.size_hw
         batch_size = choose_batch_size(batch_size, size_hw, trained.checkpoint.labels.num_classes, trained.device)
-    return StaticModel(
-        trained.model,
-        device=trained.device,
-        batch_size=batch_size,
-        sizes_hw=static_sizes(size_hw, tta),
-        fullgraph=not trained.checkpoint.config.model.factory,
-    )
+    return build_static(trained, size_hw, batch_size=batch_size, tta=tta)
 
 
 def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
