@@ -119,7 +119,7 @@ def test_of_a_pair_the_member_at_fault_is_named(folder: Path, bad: str) -> None:
             flip(file, row.image_offset)
         else:
             os.truncate(file, row.mask_offset + 1)  # cut short while it is open
-        with pytest.raises(CorruptShardError, match=r"shot=2E\d\d \(mask\) in "):
+        with pytest.raises(CorruptShardError, match=r"\(mask\) in "):
             reader.read_pair(1)
 
 
