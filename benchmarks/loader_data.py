@@ -34,7 +34,7 @@ class LoaderData:
         source: the source folder.
         pairs: its training images and masks.
         stores: folder by format: "files" (the source), "shards", "png" (ours with PNG masks), "small" (ours at training size,
-            raw), "wds", "mds", "litdata".
+            raw), "wds", "mds", "litdata", "beton" (JPEG), "beton-small" (raw).
     """
 
     dataset: str
@@ -114,6 +114,9 @@ def write_store(name: str, folder: Path, pairs: list[Pair], *, source: Path, dat
     """Write one format; in a process of its own, for a peer's package may leave threads behind."""
     if name in _WRITERS:
         importlib.import_module(_WRITERS[name]).write_store(pairs, folder)
+        return
+    if name in ("beton", "beton-small"):
+        importlib.import_module("peers.ffcv_loader").write_store(pairs, folder, size_hw=size_hw, is_raw=name != "beton")
         return
     options = {
         "shards": _PACKED,

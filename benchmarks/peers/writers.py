@@ -3,9 +3,9 @@
 webdataset: TarWriter (one tar) and ShardWriter (a tar each 64 MiB); no checksum, no index.
 mosaicml-streaming: MDSWriter with columns of bytes, with and without hashes of its shards.
 litdata: `optimize` with one worker, as its README packs, and its BinaryWriter alone, without the processes around it.
+ffcv: DatasetWriter with one worker process, fields of bytes; no checksum. It has no wheel: it is there where `make peers` could
+build it.
 tarfile: Python's own.
-FFCV's DatasetWriter is missing: the package has no wheel, and its build needs the headers of OpenCV and libturbojpeg. It would
-decode and encode every image anew, so no stand-in of ours would be its writer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from peers import FOLDER, use_peers
 from unetfast.data.sample import Sample
 from unetfast.data.shard import build_json, build_member_names
 
 _SHARD_BYTES = 64 << 20
-FFCV_REASON = "ffcv has no wheel, and its build needs the headers of OpenCV and libturbojpeg"
+_FFCV_WRITER = "ffcv DatasetWriter"
+_FFCV_REASON = "ffcv has no wheel; with the headers of OpenCV and libturbojpeg there, `make peers` builds it"
 
 Writer = Callable[[Sequence[Sample], Path], object]
 
@@ -119,6 +123,29 @@ def _item_at(samples: Sequence[Sample], number: int) -> dict[str, Any]:
     return _litdata_item(samples[number])
 
 
+class _Encoded:
+    """What FFCV's writer asks for: the members of a sample, each as uint8, (bytes,)."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.frombuffer(data, dtype=np.uint8) for data in members(self._samples[number]).values())
+
+
+def write_ffcv(samples: Sequence[Sample], folder: Path) -> None:
+    """Write one .beton by FFCV's DatasetWriter; the start of its worker is in the time, as it is in its users'."""
+    from ffcv.fields import BytesField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": BytesField(), "mask": BytesField(), "json": BytesField()}
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        DatasetWriter(str(folder / "a.beton"), fields, num_workers=1).from_indexed_dataset(_Encoded(samples))
+
+
 WRITERS: dict[str, Writer] = {
     "tarfile": write_tarfile,
     "webdataset TarWriter": write_tar_writer,
@@ -127,14 +154,18 @@ WRITERS: dict[str, Writer] = {
     "streaming MDSWriter, xxh3": partial(write_mds, hashes=["xxh3_64"]),
     "litdata BinaryWriter": write_litdata_writer,
     "litdata optimize": write_litdata_optimize,
+    _FFCV_WRITER: write_ffcv,
 }
+
+
+def tell_missing() -> dict[str, str]:
+    """Say which writers could not be built on this machine, and why; empty where all are there."""
+    return {} if (FOLDER / "ffcv").is_dir() else {_FFCV_WRITER: _FFCV_REASON}
 
 
 def prepare(name: str, folder: Path, sample: Sample) -> None:
     """Import a writer's package and write one sample, so that a round does not pay for it."""
-    if name.startswith(("streaming", "litdata")):
-        from peers import use_peers
-
+    if name.startswith(("streaming", "litdata", "ffcv")):
         use_peers()
         logging.getLogger("litdata").setLevel(logging.ERROR)
     folder.mkdir(parents=True)
