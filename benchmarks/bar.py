@@ -96,3 +96,8 @@ def format_bar(bar: dict[str, Any]) -> str:
     unit = bar["unit"] if bar["unit"] == "x" else f" {bar['unit']}"
     bounds = (f"{sign}{bar[name]:g}{unit}" for name in ("floor", "goal"))
     return f"| {' | '.join((bar['bar'], bar['what'], format_spread(bar['ratio'], 3), *bounds, bar['verdict']))} |"
+
+
+def format_note(bar: dict[str, Any]) -> str:
+    """Write `C1 short, what: note`: which of a bar's lines is meant, and what is to be said of it."""
+    return f"{bar['bar']} {bar['verdict']}, {bar['what']}: {bar['note']}"

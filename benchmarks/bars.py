@@ -1,11 +1,13 @@
 """Every bar that can be measured without a GPU, one line a bar: what `make bench` runs.
 
     python benchmarks/bars.py
-    python benchmarks/bars.py --only C1,C5 --json /tmp/record.json
+    python benchmarks/bars.py --only C1,C5 --json record.json
+    python benchmarks/bars.py --seed 1 --against benchmarks/results/bench-cpu.json
 
 Each program below is a process of its own, with its own record; one that fails, hangs or has no time left is named, and the
-next one runs. The exit code is 1 where a program failed or a bar is short of its floor. Run it on a machine that does nothing
-else.
+next one runs. Those without a bar come last, and are left out where the time that is left is too short for them. Toy data is
+drawn and packed before the clock starts. The exit code is 1 where a program failed or a bar is short of its floor. Run it on a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bar import FAILED, format_bar, lost_bar
+from bar import FAILED, format_bar, format_note, lost_bar
 
 from unetfast.bench.harness import describe_environment, finish
 
@@ -42,25 +44,28 @@ class Program:
     Args:
         name: of its file, without .py.
         bars: that it measures.
-        limit_s: seconds after which it is stopped; its own expected time and a reserve.
+        seconds: that it takes on two cores which do nothing else, about.
+        limit_s: seconds after which it is stopped.
     """
 
     name: str
     bars: tuple[str, ...]
+    seconds: float
     limit_s: float
 
 
+TOY_DATA = Program("toydata", (), 60, 1200)
 PROGRAMS = (
-    Program("packing", ("C1", "C2"), 180),
-    Program("reading", ("C3",), 90),
-    Program("masks", ("C6",), 60),
-    Program("seeking", ("C7",), 150),
-    Program("cpu_loader", ("C4", "C5"), 330),
-    Program("training_step", ("C8",), 240),
-    Program("inference", (), 120),
-    Program("startup", ("S1",), 120),
-    Program("whole_job", (), 180),
-    Program("growth", (), 180),
+    Program("packing", ("C1", "C2"), 60, 110),
+    Program("reading", ("C3",), 25, 50),
+    Program("masks", ("C6",), 15, 40),
+    Program("seeking", ("C7",), 90, 150),
+    Program("cpu_loader", ("C4", "C5"), 240, 360),
+    Program("training_step", ("C8",), 90, 150),
+    Program("startup", ("S1",), 20, 40),
+    Program("inference", (), 50, 90),
+    Program("growth", (), 90, 150),
+    Program("whole_job", (), 180, 240),
 )
 
 
@@ -73,12 +78,14 @@ class Outcome:
         error: why there is no record, or what failed in it; "" where all went well.
         record: the JSON object that it wrote; None where it wrote none.
         told: what it printed for people.
+        left_out: why it did not run, where that is no failure.
     """
 
     wall_s: float
     error: str
     record: dict[str, Any] | None
     told: str = ""
+    left_out: str = ""
 
 
 def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, log: Path, folder: Path = BENCHMARKS) -> Outcome:
@@ -135,17 +142,24 @@ def run_programs(
     outcomes: dict[str, Outcome] = {}
     for program in programs:
         left_s = end - time.monotonic()
-        if left_s <= 0:
+        if not program.bars and left_s < program.seconds:
+            why = f"{max(0, left_s):.0f} s were left, and it takes {program.seconds:.0f}; it can be run by hand"
+            outcomes[program.name] = Outcome(0.0, "", None, left_out=why)
+        elif left_s <= 0:
             outcomes[program.name] = Outcome(0.0, f"had no time left within {seconds / 60:g} minutes", None)
         else:
             log = logs / f"{program.name}.log"
             limit_s = min(program.limit_s, left_s)
             outcomes[program.name] = run_program(program, arguments, limit_s=limit_s, log=log, folder=folder)
         outcome = outcomes[program.name]
-        end_word = f"failed, {outcome.error}" if outcome.error else "done"
-        sys.stderr.write(f"{program.name:14} {outcome.wall_s:6.1f} s  {end_word}\n")
-        sys.stderr.flush()
+        _say_outcome(program, outcome)
     return outcomes
+
+
+def _say_outcome(program: Program, outcome: Outcome) -> None:
+    word = f"failed, {outcome.error}" if outcome.error else f"left out: {outcome.left_out}" if outcome.left_out else "done"
+    sys.stderr.write(f"{program.name:14} {outcome.wall_s:6.1f} s  {word}\n")
+    sys.stderr.flush()
 
 
 def collect_bars(
@@ -167,7 +181,7 @@ def collect_bars(
 def format_bars(bars: Sequence[Mapping[str, Any]]) -> str:
     """Write the table: a line a bar, then what is to be said of those that have a note, or were not reached."""
     lines = [HEAD, *(format_bar(dict(bar)) for bar in bars)]
-    notes = dict.fromkeys(f"{bar['bar']} {bar['verdict']}: {bar['note']}" for bar in bars if bar["note"])
+    notes = dict.fromkeys(format_note(dict(bar)) for bar in bars if bar["note"])
     return "\n".join([*lines, *notes])
 
 
@@ -176,12 +190,20 @@ def compare_verdicts(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str
 
     A bar that failed in both runs was measured in neither, and has no verdict that could be the same.
     """
-    before, now = ({(bar["bar"], bar["what"]): bar["verdict"] for bar in bars} for bars in (old, new))
+    before, now = ({(bar["bar"], bar["what"]): bar for bar in bars} for bars in (old, new))
     both = [key for key in now if key in before]
-    lines = [f"{bar} {what}: {before[bar, what]} before, {now[bar, what]} now" for bar, what in both]
-    differing = [line for line, key in zip(lines, both, strict=True) if before[key] != now[key] or now[key] == FAILED]
+    differing = [key for key in both if not _is_same(before[key], now[key])]
+    lines = [f"{bar} {what}: {_tell(before[bar, what])} before, {_tell(now[bar, what])} now" for bar, what in differing]
     alone = [f"{bar} {what}: in one of the two runs alone" for bar, what in sorted({*before} ^ {*now})]
-    return [*differing, *alone, f"{len(both) - len(differing)} of {len(both)} bars have the same verdict"]
+    return [*lines, *alone, f"{len(both) - len(differing)} of {len(both)} bars have the same verdict"]
+
+
+def _is_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return bool(before["verdict"] == now["verdict"] != FAILED)
+
+
+def _tell(bar: Mapping[str, Any]) -> str:
+    return str(bar["verdict"]) if bar["ratio"] is None else f"{bar['verdict']} ({bar['ratio']['median']:.3g})"
 
 
 def choose_programs(only: str | None) -> tuple[list[Program], frozenset[str]]:
@@ -271,11 +293,18 @@ def main(arguments: list[str] | None = None) -> int:
             f"note: this machine does other work (load {load:.1f}): ratios lean to one side or the other, figures fall\n"
         )
     shared = ["--seed", str(given.seed), *(["--quick"] if given.quick else [])]
-    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         logs = given.logs.resolve() if given.logs else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         logs.mkdir(parents=True, exist_ok=True)
+        sys.stderr.write(
+            f"toy data of seed {given.seed} is drawn and packed, where it is not there yet, before the clock starts\n"
+        )
+        drawn = run_programs([TOY_DATA], shared, seconds=TOY_DATA.limit_s, logs=logs)
+        began = time.monotonic()
         outcomes = run_programs(programs, shared, seconds=60 * given.minutes, logs=logs)
+        wall_s = round(time.monotonic() - began, 1)
+    sys.stderr.write(f"{'all of them':14} {wall_s:6.1f} s\n")
+    outcomes = drawn | outcomes
     bars = collect_bars(programs, outcomes, wanted)
     for program in programs:
         if not program.bars and outcomes[program.name].record is not None:
@@ -283,8 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
     if bars:
         print(format_bars(bars))
     for name, one in outcomes.items():
-        if one.error:
-            print(f"{name}.py failed: {one.error}")
+        if one.error or one.left_out:
+            print(f"{name}.py {f'failed: {one.error}' if one.error else f'left out: {one.left_out}'}")
     if before is not None:
         print("\n".join(f"against {given.against.name}: {line}" for line in compare_verdicts(before, bars)))
     path, told = choose_record(given, outcomes)
@@ -295,8 +324,10 @@ def main(arguments: list[str] | None = None) -> int:
         "seed": given.seed,
         "quick": given.quick,
         "load_before": round(load, 2),
-        "wall_s": round(time.monotonic() - began, 1),
-        "programs": {name: {"wall_s": one.wall_s, "error": one.error} for name, one in outcomes.items()},
+        "wall_s": wall_s,
+        "programs": {
+            name: {"wall_s": one.wall_s, "error": one.error, "left_out": one.left_out} for name, one in outcomes.items()
+        },
         "bars": bars,
         "records": {name: one.record for name, one in outcomes.items() if one.record is not None},
     }

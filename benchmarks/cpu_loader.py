@@ -4,13 +4,16 @@
     python benchmarks/cpu_loader.py --only C5:real --rounds 9
 
 C4: files of ADE20K's sizes to 256x256, not augmented, images for each core-second. C5: Carvana's files to 160x240, rotated and
-flipped, images/s against R1's loader. On the real sample files where they are, and on toy data of real sizes; the latter with
-the knobs that the sweep on the former chose. R1's and milesial's loaders are our re-creations of the steps that their projects
-state; all other peers are the real packages. Each side runs in a process of its own, and the sides' rounds take turns.
+flipped, images/s against R1's loader. Ours three ways: originals by the exact decode, originals by the fast one, and packed at
+the size of training; peers read originals. On the real sample files where they are, and on toy data of real sizes; the latter
+with the knobs that the sweep on the former chose. R1's and milesial's loaders are our re-creations of the steps that their
+projects state; all other peers are the real packages. Each side runs in a process of its own, and the sides' rounds take turns.
+--all-sides brings those that stand in no bar, on the real files.
 
 Quality stands beside speed: PSNR of images that nothing random was done to against a float reference, and whether masks are
-those of the exact nearest lookup (quality.py). Prints tables, a line for each bar, and one JSON line last. The exit code is 1
-when a side failed.
+those of the exact nearest lookup (quality.py). What stands in the way of more is told by the steps of our own loader, timed one
+by one on one thread in the same process. Prints tables, a line for each bar, and one JSON line last. The exit code is 1 when a
+side failed.
 """
 
 from __future__ import annotations
@@ -18,24 +21,25 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bar import format_bar, lost_bar, make_bar
+import material
+from bar import lost_bar, make_bar
 from loader import run
 from loader_data import LoaderData, make_data
-from material import add_arguments, find_real, parse
 from peers.loading import LoaderTask, build_side
 from side import BuiltSide
 
-from unetfast.bench.harness import describe_environment, finish, format_spread, format_table, percentile
+from unetfast.bench.harness import format_spread, format_table, percentile
 from unetfast.errors import UserError
 
 ADE_HW, CARVANA_HW, HALF_HW = (256, 256), (160, 240), (640, 959)
 _START_TIMEOUT_S = 240.0  # a sweep is part of it
-_QUICK_S, _WARMUP_S = 0.1, 0.3
+ROUND_S, _QUICK_S, _WARMUP_S = 0.5, 0.1, 0.3
+_LEAST_DB = {"ours exact": 50, "ours fast": 35, "ours packed at size": 50}  # of any image, to the triangle reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class SideKind:
         store: format that it reads, of `LoaderData.stores`.
         settings: of our config, `key=value`.
         size_hw: other than its group's.
-        extra: stands in no bar, and is left out on toy data.
+        extra: stands in no bar; taken where all sides are asked for, on the real files alone.
     """
 
     name: str
@@ -61,13 +65,12 @@ class SideKind:
 
 @dataclass(frozen=True, slots=True)
 class BarKind:
-    """A bar: `ours` over `peer`, and the least PSNR that ours must keep for it, decibels to the triangle reference."""
+    """A bar: `ours` over `peer`; the PSNR that ours must keep for it is `_LEAST_DB`."""
 
     ours: str
     peer: str
     floor: float
     goal: float
-    least_db: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,15 @@ C4 = Group(
     "images_per_core_s",
     (
         SideKind("ours exact", "ours_loader", "shards"),
+        SideKind("ours fast", "ours_loader", "shards", ("loader.decode=fast",)),
+        SideKind("ours packed at size", "ours_loader", "small"),
         SideKind("webdataset + Pillow", "peers.wds_pillow", "wds"),
         SideKind("DALI CPU antialiased", "peers.dali_cpu", "png"),
         SideKind("torchvision (image alone)", "peers.torchvision_loader", "files"),
         SideKind("streaming + Pillow", "peers.streaming_loader", "mds", extra=True),
         SideKind("litdata + Pillow", "peers.litdata_loader", "litdata", extra=True),
+        SideKind("FFCV", "peers.ffcv_loader", "beton", extra=True),
+        SideKind("FFCV packed at size", "peers.ffcv_loader", "beton-small", extra=True),
         SideKind("ours exact from RAM", "ours_loader", "shards", ("loader.cache=ram",), extra=True),
         SideKind("ours by DALI CPU", "ours_loader", "shards", ("loader.backend=dali",), extra=True),
         SideKind(
@@ -116,10 +123,14 @@ C4 = Group(
             extra=True,
         ),
     ),
-    (
-        BarKind("ours exact", "webdataset + Pillow", 3, 5, 50),
-        BarKind("ours exact", "DALI CPU antialiased", 1.8, 3, 50),
-        BarKind("ours exact", "torchvision (image alone)", 1.3, 2, 50),
+    tuple(
+        BarKind(ours, peer, floor, goal)
+        for ours in ("ours exact", "ours fast", "ours packed at size")
+        for peer, floor, goal in (
+            ("webdataset + Pillow", 3, 5),
+            ("DALI CPU antialiased", 1.8, 3),
+            ("torchvision (image alone)", 1.3, 2),
+        )
     ),
 )
 C5 = Group(
@@ -139,9 +150,9 @@ C5 = Group(
         SideKind("ours at half size", "ours_loader", "shards", size_hw=HALF_HW, extra=True),
     ),
     (
-        BarKind("ours fast", "R1", 10, 16, 35),
-        BarKind("ours exact", "R1", 7, 11, 50),
-        BarKind("ours packed at size", "R1", 60, 120, 50),
+        BarKind("ours fast", "R1", 10, 16),
+        BarKind("ours exact", "R1", 7, 11),
+        BarKind("ours packed at size", "R1", 60, 120),
     ),
 )
 GROUPS = {group.bar: group for group in (C4, C5)}
@@ -168,21 +179,28 @@ def _build(plan: PeerPlan) -> BuiltSide:
     return build_side(plan.task)
 
 
+def choose_sides(group: Group, *, is_real: bool, names: set[str] | None, all_sides: bool) -> list[SideKind]:
+    """Return the sides to run: those that are named, or all, or those of the bars."""
+    if names is not None:
+        return [kind for kind in group.sides if kind.name in names]
+    return [kind for kind in group.sides if not kind.extra or (all_sides and is_real)]
+
+
 def plan_group(
-    group: Group, data: LoaderData, chosen: dict[str, dict[str, int]], *, seed: int, quick: bool, names: set[str] | None
+    group: Group, kinds: Sequence[SideKind], data: LoaderData, chosen: dict[str, dict[str, int]], *, seed: int, quick: bool
 ) -> list[PeerPlan]:
     """Tell the sides of a group their data.
 
     Args:
         group: whose sides.
+        kinds: those of them that run.
         data: their data set.
         chosen: knobs by side, from an earlier sweep; sides not in it try theirs.
         seed: of order and changes.
         quick: no sweep, and a few judged images.
-        names: of sides to take; None takes all.
     """
     plans = []
-    for kind in _sides_of(group, is_real=data.is_real, names=names):
+    for kind in kinds:
         task = LoaderTask(
             kind.module,
             data.pairs,
@@ -197,15 +215,9 @@ def plan_group(
             seed=seed,
         )
         if quick:
-            task = replace(task, knobs=({"workers": 0, "threads": 1, "batch_size": 4},), num_judged=4)
+            task = replace(task, knobs=({"workers": 0, "threads": 1, "batch_size": 4},), num_judged=4, step_round_s=0.02)
         plans.append(PeerPlan(kind.name, task))
     return plans
-
-
-def _sides_of(group: Group, *, is_real: bool, names: set[str] | None) -> list[SideKind]:
-    if names is not None:
-        return [kind for kind in group.sides if kind.name in names]
-    return [kind for kind in group.sides if is_real or not kind.extra]
 
 
 def make_bars(group: Group, data: LoaderData, sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -230,8 +242,28 @@ def make_bars(group: Group, data: LoaderData, sides: dict[str, dict[str, Any]]) 
         identical = own["quality"]["masks_identical"] is True
         note = f"{word} {percentile(beside, 0.5):.3g}x; PSNR at least {decibels:.1f} dB, "
         note += f"theirs {other['quality']['triangle_db']['min']:.1f}; masks {'identical' if identical else 'DIFFER'}"
-        bars.append(make_bar(group.bar, what, ratios, **bounds, sound=identical and decibels >= kind.least_db, note=note))
+        note = "; ".join(filter(None, (note, tell_steps(own.get("steps"), other))))
+        sound = identical and decibels >= _LEAST_DB[kind.ours]
+        bars.append(make_bar(group.bar, what, ratios, **bounds, sound=sound, note=note))
     return bars
+
+
+def tell_steps(steps: dict[str, Any] | None, other: dict[str, Any]) -> str:
+    """Say what our core-time goes to, and how far ahead of a peer ours would be if only the image's decode were left of it.
+
+    Args:
+        steps: of ours, as `ours_loader.measure_steps` gives them.
+        other: figures of the peer.
+    """
+    if not steps:
+        return ""
+    parts = {name: figure["median"] for name, figure in steps.items() if name != "all"}
+    shares = ", ".join(f"{name} {took_ms:.3g}" for name, took_ms in parts.items())
+    told = f"{steps['all']['median']:.3g} core-ms an image on one thread: {shares}"
+    if "image" not in parts:
+        return told
+    bound = percentile(other["core_ms_per_image"]["rounds"], 0.5) / parts["image"]
+    return f"{told} (if it were the first alone: {bound:.3g}x per core-second)"
 
 
 def _ratios(upper: dict[str, Any], lower: dict[str, Any], figure: str) -> list[float]:
@@ -259,27 +291,31 @@ def format_group(sides: dict[str, dict[str, Any]]) -> str:
     return "\n".join([format_table(rows), *failed])
 
 
-def measure(given: argparse.Namespace, wanted: list[tuple[str, bool]], real: Path | None) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run the groups asked for, one after another; returns the record's `data`, `sides` and `bars`."""
+    known = {kind.name for group in GROUPS.values() for kind in group.sides}
     names = set(given.sides.split(",")) if given.sides else None
+    for name in sorted((names or set()) - known):
+        raise UserError(f"--sides {name}: no such side; there are {', '.join(sorted(known))}")
+    real = material.find_real(given.real)
     found: dict[str, Any] = {"data": {}, "sides": {}, "bars": []}
     chosen: dict[str, dict[str, dict[str, int]]] = {bar: {} for bar in GROUPS}
     with tempfile.TemporaryDirectory(prefix="unetfast-bench-") as work:
-        for bar, is_real in wanted:
+        for bar, is_real in choose_groups(given.only, has_real=real is not None, quick=given.quick):
             group = GROUPS[bar]
-            formats = {kind.store for kind in _sides_of(group, is_real=is_real, names=names)}
+            kinds = choose_sides(group, is_real=is_real, names=names, all_sides=given.all_sides)
             data = make_data(
                 group.dataset,
                 real if is_real else None,
                 Path(work),
                 toy_root=given.data,
-                formats=formats,
+                formats={kind.store for kind in kinds},
                 size_hw=group.size_hw,
                 small=given.quick,
                 seed=given.seed,
             )
             found["data"][data.name] = data.describe()
-            plans = plan_group(group, data, chosen[bar], seed=given.seed, quick=given.quick, names=names)
+            plans = plan_group(group, kinds, data, chosen[bar], seed=given.seed, quick=given.quick)
             warmup_s = min(_WARMUP_S, given.seconds)
             sides = run(plans, rounds=given.rounds, seconds=given.seconds, warmup_s=warmup_s, start_timeout_s=_START_TIMEOUT_S)
             chosen[bar] |= {name: side["knobs"] for name, side in sides.items() if "error" not in side}
@@ -313,39 +349,22 @@ def choose_groups(only: str, *, has_real: bool, quick: bool) -> list[tuple[str, 
     return list(dict.fromkeys(wanted))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="groups, separated by commas: C4, C5, C4:real, C4:toy, ... (default: all)")
-    parser.add_argument("--sides", default="", help="names of sides, separated by commas (default: all)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="of a round, at least (default %(default)s)")
-    given = parse(parser, arguments)
+    parser.add_argument("--sides", default="", help="names of sides, separated by commas (default: those of the bars)")
+    parser.add_argument("--seconds", type=float, default=ROUND_S, help="of a round, at least (default %(default)s)")
+    material.add_all_sides(parser)
+
+
+def check_arguments(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    if given.seconds <= 0:
+        parser.error("--seconds must be above 0")
     if given.quick:
         given.seconds = _QUICK_S
-    try:
-        known = {kind.name for group in GROUPS.values() for kind in group.sides}
-        unknown = [name for name in given.sides.split(",") if given.sides and name not in known]
-        if unknown:
-            raise UserError(f"--sides {unknown[0]}: no such side; there are {', '.join(sorted(known))}")
-        real = find_real(given.real)
-        found = measure(given, choose_groups(given.only, has_real=real is not None, quick=given.quick), real)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for bar in found["bars"]:
-        print(f"{format_bar(bar)}\n  {bar['note']}")
-    record = {
-        "benchmark": "cpu_loader",
-        "command": sys.argv[1:] if arguments is None else arguments,
-        "environment": describe_environment(),
-        "rounds": given.rounds,
-        "seconds": given.seconds,
-        "quick": given.quick,
-        "seed": given.seed,
-        **found,
-    }
-    finish(record, given.json)
-    return 1 if any("error" in side for side in found["sides"].values()) else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return material.run_program("cpu_loader", __doc__, arguments, measure, add=add_arguments, check=check_arguments)
 
 
 if __name__ == "__main__":

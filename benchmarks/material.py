@@ -21,7 +21,7 @@ from typing import Any
 
 from bar import format_bar
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_table, spread
+from unetfast.bench.harness import SideError, describe_environment, finish, format_table, percentile, spread
 from unetfast.bench.toyshards import default_root, make_toy_shards
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
@@ -63,14 +63,22 @@ def _core_s() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a benchmark be told its data, rounds and record."""
-    parser.add_argument("--real", type=Path, default=None, help="folder of the real sample files")
+def add_arguments(parser: argparse.ArgumentParser, *, reads_real: bool = True) -> None:
+    """Let a benchmark be told its data, rounds and record; `reads_real` where it takes the real sample files."""
+    if reads_real:
+        parser.add_argument("--real", type=Path, default=None, help="folder of the real sample files")
     parser.add_argument("--data", type=Path, default=default_root(), help="keeps toy data and shards (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the toy data: another one draws other contents and sizes")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each side (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds on little, small data: does it work at all?")
     parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+
+
+def add_all_sides(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark be asked for the sides that stand in no bar, too."""
+    parser.add_argument(
+        "--all-sides", action="store_true", help="also the sides that stand in no bar; `make bench` leaves them out"
+    )
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
@@ -84,7 +92,14 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argpa
 
 
 def run_program(
-    name: str, doc: str | None, arguments: list[str] | None, measure: Callable[[argparse.Namespace], dict[str, Any]]
+    name: str,
+    doc: str | None,
+    arguments: list[str] | None,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    *,
+    add: Callable[[argparse.ArgumentParser], None] | None = None,
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None,
+    reads_real: bool = True,
 ) -> int:
     """Run a benchmark from its arguments to its record.
 
@@ -93,24 +108,34 @@ def run_program(
         doc: of its module; the first line is told under --help.
         arguments: of the command line; None takes the process's own.
         measure: prints what people read, and returns `data`, `sides` (a failed one holds "error"), `bars` and more.
+        add: adds arguments of its own.
+        check: settles what follows from them, and calls the parser's `error` for what is wrong.
+        reads_real: as in `add_arguments`.
 
     Returns:
         Exit code: 0, 1 where a side failed, 2 where the arguments or the data are at fault.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    add_arguments(parser)
+    add_arguments(parser, reads_real=reads_real)
+    if add is not None:
+        add(parser)
     given = parse(parser, arguments)
+    if check is not None:
+        check(parser, given)
     try:
         measured = measure(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for bar in measured["bars"]:
-        print(format_bar(bar))
-    # places of this machine say nothing to others who read the record
-    words = sys.argv[1:] if arguments is None else arguments
-    command = [Path(word).name if Path(word).is_absolute() else word for word in words]
-    record = {"benchmark": name, "command": command, "environment": describe_environment()} | measured
+        print("\n  ".join(filter(None, (format_bar(bar), bar["note"]))))
+    record = {
+        "benchmark": name,
+        "command": [f"benchmarks/{name}.py", *(sys.argv[1:] if arguments is None else arguments)],
+        "environment": describe_environment(),
+        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()},
+        **measured,
+    }
     finish({**record, "rounds": given.rounds, "quick": given.quick, "seed": given.seed}, given.json)
     return 1 if any("error" in side for side in measured["sides"].values()) else 0
 
@@ -162,9 +187,15 @@ def make_shards(
         return Shards(f"toy {name}", made.shards, made.png_shards)
     folders = [given.data / f"real-{name}{suffix}" for suffix in ("-shards", "-png")]
     options = PackOptions(val_fraction=0.0, shard_mib=shard_mib, on_bad="skip")
-    pack(real / _REAL_FOLDERS[name], folders[0], dataset=name, options=options)
-    pack(real / _REAL_FOLDERS[name], folders[1], dataset=name, options=replace(options, mask_codec="png"))
+    # what lies there may be of other files, which have taken these files' place
+    pack(real / _REAL_FOLDERS[name], folders[0], dataset=name, options=options, overwrite=True)
+    pack(real / _REAL_FOLDERS[name], folders[1], dataset=name, options=replace(options, mask_codec="png"), overwrite=True)
     return Shards(f"real {name}", *folders)
+
+
+def describe_packing(folder: Path) -> dict[str, Any]:
+    """Tell the options that shaped the bytes of a shard folder, from its manifest; JSON."""
+    return open_shards(folder).manifest.options
 
 
 def read_samples(folder: Path, count: int | None = None) -> list[Sample]:
@@ -242,6 +273,19 @@ def ratios(ours: Sequence[Took], theirs: Sequence[Took]) -> list[float]:
 def core_ratios(ours: Sequence[Took], theirs: Sequence[Took]) -> list[float]:
     """The same in processor time, which other programs on the machine disturb less."""
     return [their.core_s / max(own.core_s, 1e-6) for own, their in zip(ours, theirs, strict=True)]
+
+
+def say_share(what: str, part: Sequence[Took], ours: Sequence[Took], theirs: Sequence[Took]) -> str:
+    """Say how much of our time a part takes that nothing can be saved of, and what ratio that part alone would have.
+
+    Args:
+        what: the part, for people.
+        part: its rounds, of the same work as those of ours and theirs.
+        ours: rounds.
+        theirs: rounds of the peer.
+    """
+    share = percentile([alone.wall_s / own.wall_s for alone, own in zip(part, ours, strict=True)], 0.5)
+    return f"{what} takes {share:.0%} of our time; it alone would be {percentile(ratios(part, theirs), 0.5):.3g}x"
 
 
 def print_sides(title: str, sides: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:

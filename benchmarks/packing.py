@@ -1,10 +1,12 @@
 """Writing shards: our writer beside those of others (C1), and the whole packer with two workers against one (C2).
 
     python benchmarks/packing.py
+    python benchmarks/packing.py --all-sides
 
 C1 writes the same encoded samples by each writer into a folder in memory, so that no disk is measured: ours with its
-checksums, index and `.idx`, the others with what they write. C2 packs full-size toy Carvana from source folder to manifest and
-compares every byte of the two results.
+checksums, index and `.idx`, the others with what they write; beside them the bare copy of the same bytes into a file, the limit
+of any writer. --all-sides brings the writers that stand in no bar. C2 packs full-size toy Carvana from source folder to
+manifest and compares every byte of the two results.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,10 @@ from unetfast.data.shard import ShardWriter
 
 _WRITE_BYTES = 160_000_000  # what a writer writes in a round
 _QUICK_WRITE_BYTES = 2_000_000
-_DRAWN_CARS = 16  # toy images; files are linked as often as wanted
+DRAWN_CARS = 16  # toy images; files are linked as often as wanted
 _PACKED_IMAGES, _QUICK_PACKED_IMAGES = 160, 32
-_OURS, _PEER = "unetfast ShardWriter", "webdataset TarWriter"
+_OURS, _PEER, _COPY = "unetfast ShardWriter", "webdataset TarWriter", "bare copy to a file"
+_OPTIONS = PackOptions(val_fraction=0.0)
 _COLUMNS = {
     "images/s": "images_per_s",
     "MB/s": "mb_per_s",
@@ -46,7 +50,7 @@ _COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return material.run_program("packing", __doc__, arguments, measure)
+    return material.run_program("packing", __doc__, arguments, measure, add=material.add_all_sides)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -71,9 +75,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "data": data,
         "sides": sides | found,
         "bars": [*bars, bar],
-        "missing": {"ffcv DatasetWriter": writers.FFCV_REASON},
+        "missing": _tell_missing(),
         "versions": {name: installed_version(name) for name in ("webdataset", "mosaicml-streaming", "litdata")},
     }
+
+
+def _tell_missing() -> dict[str, str]:
+    try:
+        return writers.tell_missing()
+    except PeersMissingError as error:
+        return {"peers": str(error)}
 
 
 def measure_writers(made: material.Shards, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -83,11 +94,14 @@ def measure_writers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     mean_bytes = sum(len(sample.image) + len(sample.mask) for sample in samples) / len(samples)
     samples = material.read_samples(made.shards, max(8, int(wanted / mean_bytes)))
     num_bytes = sum(len(sample.image) + len(sample.mask) for sample in samples)
-    names = [name for name in writers.WRITERS if not (given.quick and name.startswith(("litdata", "streaming")))]
+    names = list(writers.WRITERS) if given.all_sides else [_PEER]
     failed: dict[str, str] = {}
     sizes: dict[str, float] = {}
     with material.folder_in_memory(given.data, num_bytes) as folder:
-        turns = {_OURS: _write_side(_OURS, write_ours, samples, folder, sizes)}
+        turns = {
+            _OURS: _write_side(_OURS, write_ours, samples, folder, sizes),
+            _COPY: _write_side(_COPY, copy_bytes, [writers.members(sample).values() for sample in samples], folder, sizes),
+        }
         for name in names:
             try:
                 writers.prepare(name, folder / f"first-{name}", samples[0])
@@ -105,12 +119,14 @@ def measure_writers(made: material.Shards, given: argparse.Namespace) -> tuple[d
     }
     sides |= {name: {"error": reason} for name, reason in failed.items()}
     facts = {"samples": len(samples), "bytes": num_bytes, "mean_bytes": round(mean_bytes), "written_to": where}
+    facts["packed_with"] = material.describe_packing(made.shards)
     what = f"pack writer with checksums and index against webdataset's TarWriter, {made.label}"
     if reason := material.say_failed(failed, _OURS, _PEER):
         return facts, sides, lost_bar("C1", what, floor=3.5, goal=6, reason=reason)
     ours, theirs = took[_OURS], took[_PEER]
     sides[_OURS]["core_ratio"] = material.spread(material.core_ratios(ours, theirs))
-    return facts, sides, make_bar("C1", what, material.ratios(ours, theirs), floor=3.5, goal=6)
+    note = material.say_share("the bare copy of the bytes to a file", took[_COPY], ours, theirs) if _COPY not in failed else ""
+    return facts, sides, make_bar("C1", what, material.ratios(ours, theirs), floor=3.5, goal=6, note=note)
 
 
 def write_ours(samples: Sequence[Sample], folder: Path) -> None:
@@ -123,7 +139,16 @@ def write_ours(samples: Sequence[Sample], folder: Path) -> None:
     (folder / "index").write_bytes(content.rows.tobytes())
 
 
-def _write_side(name: str, write: writers.Writer, samples: Sequence[Sample], root: Path, sizes: dict[str, float]) -> Any:
+def copy_bytes(members: Sequence[Iterable[bytes]], folder: Path) -> None:
+    """Write what the samples hold one behind the other, a call each: no headers, no checksum, no index."""
+    with (folder / "bytes").open("wb", buffering=0) as file:
+        for pieces in members:
+            os.writev(file.fileno(), list(pieces))
+
+
+def _write_side(
+    name: str, write: Callable[[Any, Path], object], samples: Sequence[Any], root: Path, sizes: dict[str, float]
+) -> Any:
     def run() -> Took:
         folder = root / "round"
         folder.mkdir()
@@ -140,7 +165,7 @@ def _write_side(name: str, write: writers.Writer, samples: Sequence[Sample], roo
 def measure_workers(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Pack full-size toy Carvana by one worker and by two, in turn, and compare what comes out."""
     num_images = _QUICK_PACKED_IMAGES if given.quick else _PACKED_IMAGES
-    drawn = draw_toy("carvana", given.data, num_samples=_DRAWN_CARS, small=given.quick, seed=given.seed)
+    drawn = draw_toy("carvana", given.data, num_samples=DRAWN_CARS, small=given.quick, seed=given.seed)
     cores = len(os.sched_getaffinity(0))
     what = "packing with 2 workers against 1, full-size toy Carvana from source to manifest, output byte-identical"
     with material.folder_in_memory(given.data, 1 << 30) as folder:
@@ -159,16 +184,21 @@ def measure_workers(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str
         for name, rounds in took.items()
         if name not in failed
     }
+    for side in found.values():
+        side["options"] = asdict(_OPTIONS)
     found |= {name: {"error": reason} for name, reason in failed.items()}
     one, two = (digests.get(f"{count} workers", {}) for count in (1, 2))
     same = one == two and not failed
-    facts = {"samples": num_images, "distinct": _DRAWN_CARS, "files_compared": len(one), "identical": same}
+    facts = {"samples": num_images, "distinct": DRAWN_CARS, "files_compared": len(one), "identical": same}
     if cores < 2:
         return facts, found, absent_bar("C2", what, floor=1.7, goal=1.95, reason="this process may use one core alone")
     if reason := material.say_failed(failed, *sides):
         return facts, found, lost_bar("C2", what, floor=1.7, goal=1.95, reason=reason)
     rounds = material.ratios(took["2 workers"], took["1 workers"])
-    note = "" if same else "the two results differ"
+    note = "the two results differ"
+    if same:
+        core_s = [sum(one.core_s for one in took[f"{count} workers"]) for count in (2, 1)]
+        note = f"an image takes {core_s[0] / core_s[1]:.3g} times the core-seconds; at most {cores} cores are there"
     return facts, found, make_bar("C2", what, rounds, floor=1.7, goal=1.95, sound=same, note=note)
 
 
@@ -200,8 +230,7 @@ def link_cars(drawn: Path, out: Path, num_images: int) -> Path:
 def _pack_side(source: Path, root: Path, num_workers: int, digests: dict[str, dict[str, str]]) -> Took:
     out = root / "packed"
     with _removed_after(out):
-        options = PackOptions(val_fraction=0.0)
-        took = material.time_call(lambda: pack(source, out, dataset="carvana", options=options, workers=num_workers))
+        took = material.time_call(lambda: pack(source, out, dataset="carvana", options=_OPTIONS, workers=num_workers))
         digests[f"{num_workers} workers"] = digest_files(out)
     return took
 

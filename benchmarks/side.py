@@ -205,7 +205,7 @@ def _run_round(side: BuiltSide, meter: Any, seconds: float) -> dict[str, Any]:
     _synchronize(side.device)
     with meter.sampling():
         took = take_batches(side, seconds)
-    _wait_for_rest()
+    wait_for_rest()
     return {
         "images_per_s": took.num_images / took.wall_s,
         "cpu_s_per_image": took.cpu_s / took.num_images,
@@ -252,8 +252,8 @@ def _read_other_cpu_s(pid: int) -> float:
         return 0.0
 
 
-def _wait_for_rest() -> None:
-    """Wait until what is prefetched is made: else the next side would have to share the cores with it."""
+def wait_for_rest() -> None:
+    """Wait until what is prefetched is made: else what comes next would have to share the cores with it."""
     end_s = time.perf_counter() + _LONGEST_UNREST_S
     before_s = read_cpu_s()
     while time.perf_counter() < end_s:

@@ -1,11 +1,13 @@
 """How long each command takes until it says its first useful line, and which imports that time is.
 
     python benchmarks/startup.py
+    python benchmarks/startup.py --all-sides
     python benchmarks/startup.py --only help,mistyped-checkpoint --rounds 9
 
 Each start is a process of its own; the commands take turns. A useful line is one that holds what is expected of the command
 (its usage, its error, a figure), so a command that fails cannot look quick. Commands that would go on to train or predict are
-stopped at that line. Bytecode and files are in the page cache: one start of each before the clock runs.
+stopped at that line; those that import torch run under --all-sides. Bytecode and files are in the page cache: one start of each
+before the clock runs.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bar import format_bar, make_bar
+import material
+from bar import lost_bar, make_bar
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
+from unetfast.bench.harness import SideError, format_spread, format_table, spread, take_turns
 from unetfast.bench.toyshards import draw_toy, make_toy_shards
+from unetfast.errors import UserError
 
 PYTHON = (sys.executable, "-m", "unetfast")
 NUM_PACKAGES = 4  # of those that take longest to import, in a record
@@ -66,10 +70,17 @@ class Took:
     core_s: float
 
 
-def list_starts(root: Path, *, seed: int, quick: bool) -> dict[str, Start]:
-    """Say which commands are started; draws, packs and (unless `quick`) trains what they need below `root`."""
-    source = draw_toy("clevr", root, small=True, seed=seed)
-    shards = str(make_toy_shards("clevr", root, small=True, seed=seed).shards)
+def list_starts(root: Path, data: Path, *, seed: int, with_torch: bool) -> dict[str, Start]:
+    """Say which commands are started.
+
+    Args:
+        root: folder for what they write, and for a run to start from.
+        data: keeps toy data and shards.
+        seed: of these.
+        with_torch: also those that import it; trains for a step.
+    """
+    source = draw_toy("clevr", data, small=True, seed=seed)
+    shards = str(make_toy_shards("clevr", data, small=True, seed=seed).shards)
     nowhere, out = str(root / "nowhere"), str(root / "out")
     starts = {
         "help": Start(["--help"], "Usage: "),
@@ -82,7 +93,7 @@ def list_starts(root: Path, *, seed: int, quick: bool) -> dict[str, Start]:
         "shard-dry-run": Start(["shard", "--src", str(source), "--out", out, "--dry-run"], "clevr"),
         "inspect": Start(["inspect", shards], "samples"),
     }
-    if quick:
+    if not with_torch:
         return starts
     run = root / "run"
     best = str(run / "best.pt")
@@ -142,11 +153,11 @@ def rank_imports(lines: Sequence[str]) -> list[dict[str, Any]]:
     return [{"package": name, "ms": round(us / 1000, 1)} for name, us in spent.most_common(NUM_PACKAGES)]
 
 
-def measure_starts(starts: Mapping[str, Start], num_rounds: int) -> tuple[dict[str, Any], dict[str, list[Took]]]:
-    """Start every command once to warm up, under `-X importtime`, then in turns; returns sides for a record, and rounds."""
+def measure_starts(starts: Mapping[str, Start], num_rounds: int) -> dict[str, Any]:
+    """Start every command once to warm up, under `-X importtime`, then in turns; returns sides for a record."""
     sides: dict[str, Any] = {}
     for name, wanted in starts.items():
-        sides[name] = {"arguments": _without_folders(wanted.arguments), "stopped_at_line": wanted.exit_code is None}
+        sides[name] = {"arguments": list(wanted.arguments), "stopped_at_line": wanted.exit_code is None}
         try:
             _, lines = start(wanted, interpreter=(sys.executable, "-X", "importtime", "-m", "unetfast"))
             sides[name]["imports"] = rank_imports(lines)
@@ -161,17 +172,12 @@ def measure_starts(starts: Mapping[str, Start], num_rounds: int) -> tuple[dict[s
             raise
 
     turns: dict[str, Callable[[], Took]] = {name: functools.partial(run, name) for name in starts if "error" not in sides[name]}
-    rounds = take_turns(turns, num_rounds)
-    for name, took in rounds.items():
+    for name, took in take_turns(turns, num_rounds).items():
         if took:
             sides[name]["line_s"] = spread([one.line_s for one in took])
             sides[name]["end_s"] = None if took[0].end_s is None else spread([one.end_s or 0 for one in took])
             sides[name]["core_s"] = spread([one.core_s for one in took])
-    return sides, rounds
-
-
-def _without_folders(arguments: Sequence[str]) -> list[str]:
-    return [Path(word).name if word.startswith("/") else word for word in arguments]
+    return sides
 
 
 def format_sides(sides: Mapping[str, Mapping[str, Any]]) -> str:
@@ -183,47 +189,43 @@ def format_sides(sides: Mapping[str, Mapping[str, Any]]) -> str:
     return format_table(rows)
 
 
-def build_bars(rounds: Mapping[str, Sequence[Took]]) -> list[dict[str, Any]]:
-    ends_ms = [1000 * one.end_s for one in rounds.get("help", []) if one.end_s is not None]
-    if not ends_ms:
+def build_bars(sides: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put `--help` beside its bounds; no bar where nobody asked for it."""
+    if "help" not in sides:
         return []
     what = "`unetfast --help`, from the start of its process to the end"
-    return [make_bar("S1", what, ends_ms, floor=HELP_FLOOR_MS, goal=HELP_GOAL_MS, unit="ms", less_is_better=True)]
+    bounds: dict[str, Any] = {"floor": HELP_FLOOR_MS, "goal": HELP_GOAL_MS, "unit": "ms", "less_is_better": True}
+    side = sides["help"]
+    if "error" in side:
+        return [lost_bar("S1", what, **bounds, reason=side["error"])]
+    imports = ", ".join(f"{one['package']} {one['ms']:.0f}" for one in side["imports"])
+    note = f"{1000 * side['core_s']['median']:.0f} core-ms; the longest imports, ms: {imports}"
+    return [make_bar("S1", what, [1000 * end_s for end_s in side["end_s"]["rounds"]], **bounds, note=note)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="names of starts, separated by commas")
+    material.add_all_sides(parser)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Start each command, in turns; returns the record's `data`, `sides` and `bars`."""
+    with tempfile.TemporaryDirectory() as folder:
+        starts = list_starts(Path(folder), given.data, seed=given.seed, with_torch=given.all_sides)
+        wanted = given.only.split(",") if given.only else list(starts)
+        if unknown := set(wanted) - set(starts):
+            there = f"there are {', '.join(starts)}" + ("" if given.all_sides else ", and more under --all-sides")
+            raise UserError(f"--only {', '.join(sorted(unknown))}: {there}")
+        sides = measure_starts({name: starts[name] for name in wanted}, given.rounds)
+    print(format_sides(sides))
+    for name, side in sides.items():
+        if "error" in side:
+            print(f"failed: {name}: {side['error']}")
+    return {"data": {"toy": "clevr", "small": True}, "sides": sides, "bars": build_bars(sides)}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="starts of each command (default %(default)s)")
-    parser.add_argument("--only", help="names of starts, separated by commas")
-    parser.add_argument("--seed", type=int, default=0, help="of the toy data")
-    parser.add_argument("--quick", action="store_true", help="two rounds, and only commands that need no torch: for tests")
-    parser.add_argument("--json", type=Path, help="also write the record to this file")
-    given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        starts = list_starts(Path(folder), seed=given.seed, quick=given.quick)
-        wanted = given.only.split(",") if given.only else list(starts)
-        if unknown := set(wanted) - set(starts):
-            parser.error(f"--only {', '.join(sorted(unknown))}: there are {', '.join(starts)}")
-        num_rounds = 2 if given.quick else given.rounds
-        sides, rounds = measure_starts({name: starts[name] for name in wanted}, num_rounds)
-    print(format_sides(sides))
-    failed = [f"{name}: {side['error']}" for name, side in sides.items() if "error" in side]
-    for line in failed:
-        print(f"failed: {line}")
-    bars = build_bars(rounds)
-    for made in bars:
-        print(format_bar(made))
-    record = {
-        "benchmark": "startup",
-        "command": ["benchmarks/startup.py", *(sys.argv[1:] if arguments is None else arguments)],
-        "environment": describe_environment(),
-        "data": {"toy": "clevr", "small": True, "seed": given.seed},
-        "rounds": num_rounds,
-        "sides": sides,
-        "bars": bars,
-    }
-    finish(record, given.json)
-    return 1 if failed else 0
+    return material.run_program("startup", __doc__, arguments, measure, add=add_arguments, reads_real=False)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _build_peer(spec: NetSpec) -> tuple[Callable[[], Any], dict[str, Any]]:
     return torch.no_grad()(peer.score), peer.facts
 
 
-def _build_prediction(run: Any, image_NCHW: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
+def _build_prediction(run: Any, spec: NetSpec, image_NCHW: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Save the run's checkpoint and load it as `unetfast predict` does."""
     import torch
 
@@ -116,7 +116,8 @@ def _build_prediction(run: Any, image_NCHW: Any) -> tuple[Callable[[], Any], dic
             return trained.model(image_NCHW)
 
     what = f"unetfast predict, {trained.amp.name} ({trained.amp.reason}), eager, batch norm folded"
-    return score, {"what": what, "amp": trained.amp.name, "parameters": count_parameters(run.model)}
+    facts = {"what": what, "amp": trained.amp.name, "parameters": count_parameters(run.model), "config": _tell_config(spec)}
+    return score, facts
 
 
 def _read_batch(spec: NetSpec) -> tuple[Any, Any]:
@@ -143,9 +144,9 @@ def _build_ours(spec: NetSpec, stack: ExitStack) -> tuple[Callable[[], Any], dic
     run = _build_run(spec, OURS[spec.side], stack)
     batch = next(repeat_batch(next(iter(run.loader))))
     if not spec.trains:
-        return _build_prediction(run, batch.image_NCHW)
+        return _build_prediction(run, spec, batch.image_NCHW)
     what = f"unetfast, {run.amp.name} ({run.amp.reason}), {'compiled' if run.compiled else 'eager'}"
-    facts = {"what": what, "amp": run.amp.name, "parameters": count_parameters(run.model)}
+    facts = {"what": what, "amp": run.amp.name, "parameters": count_parameters(run.model), "config": _tell_config(spec)}
 
     def train() -> float:
         train_step(run, batch)
@@ -177,3 +178,8 @@ def _build_config(spec: NetSpec, overrides: list[str]) -> Any:
         *("schedule.name=constant", "schedule.warmup_steps=0"),
     ]
     return build_config(apply_overrides(read_preset_tree("carvana-cpu"), settings + overrides), where=f"side {spec.side}")
+
+
+def _tell_config(spec: NetSpec) -> dict[str, Any]:
+    told: dict[str, Any] = _build_config(spec, OURS[spec.side]).model_dump(mode="json")
+    return told

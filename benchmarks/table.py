@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bar import format_bar
+from bar import format_bar, format_note
 from bars import HEAD, MAX_LOAD
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def make_table(records: Mapping[str, Mapping[str, Any]], *, plot: Path | None = 
     lines = [HEAD, *(format_bar(dict(bar)) for bar in bars), ""]
     lines += [f"- {describe_origin(name, record)}" for name, record in records.items()]
     open_bars = [bar for bar in bars if bar["verdict"] != "pass" and bar["note"]]
-    lines += dict.fromkeys(f"- {bar['bar']} {bar['verdict']}: {bar['note']}" for bar in open_bars)
+    lines += dict.fromkeys(f"- {format_note(bar)}" for bar in open_bars)
     if plot is not None:
         lines += ["", f"![Each bar over its floor, with its goal]({plot.as_posix()})"]
     return "\n".join(lines)

@@ -22,16 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import material
 from loader_data import REAL_FOLDERS, list_pairs
-from material import add_arguments, find_real, parse
 from peers.loading import Pair
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
+from unetfast.bench.harness import SideError, format_spread, format_table, spread, take_turns
 from unetfast.bench.toyshards import draw_toy
 from unetfast.errors import UserError
 
@@ -71,6 +72,7 @@ class Took:
         total_s: when the last process had ended.
         core_s: processor time of all its processes.
         scores: of the validation images after the last epoch.
+        config: of our run, resolved, as it was written into its folder; empty for others.
     """
 
     pack_s: float
@@ -78,6 +80,7 @@ class Took:
     total_s: float
     core_s: float
     scores: dict[str, float]
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def make_four_folders(pairs: Sequence[Pair], out: Path, *, num_train: int, num_val: int) -> tuple[int, int]:
@@ -151,7 +154,8 @@ def run_ours(job: Job, work: Path, *, pack_at_size: bool) -> Took:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     val = [row for row in rows if row["kind"] == "val"][-1]
     [dice] = [of_class["dice"] for of_class in val["classes"] if of_class["name"] == "car"]
-    return Took(pack_s, ends, total_s, core_s, {"pixel_accuracy": val["pixel_accuracy"], "dice": dice or 0.0})
+    config = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))
+    return Took(pack_s, ends, total_s, core_s, {"pixel_accuracy": val["pixel_accuracy"], "dice": dice or 0.0}, config)
 
 
 class _Clock:
@@ -209,6 +213,7 @@ def sum_up(took: dict[str, list[Took]], failed: dict[str, str]) -> dict[str, dic
             "total_s": spread([one.total_s for one in rounds]),
             "core_s": spread([one.core_s for one in rounds]),
             "scores": rounds[-1].scores,
+            "config": rounds[-1].config,
         }
         theirs = took.get(R1, [])
         if name != R1 and len(theirs) == len(rounds):
@@ -258,7 +263,7 @@ def format_sides(sides: dict[str, dict[str, Any]]) -> str:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Let the sides do the job in turn; returns the record's `data`, `job` and `sides`."""
-    real = None if given.quick else find_real(given.real)
+    real = None if given.quick else material.find_real(given.real)
     if real is None:
         num_samples = None if given.quick else given.train_images + 2 * given.val_images
         source = draw_toy("carvana", given.data, num_samples=num_samples, small=given.quick, seed=given.seed)
@@ -291,14 +296,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             return took
 
         took = take_turns({name: lambda name=name: turn(name) for name in runs}, given.rounds)
+    sides = sum_up(took, failed)
+    print(format_sides(sides))
     facts = {"dataset": "carvana", "real": real is not None, "train_images": num_train, "val_images": num_val}
     told = {"size_hw": list(size_hw), "batch_size": job.batch_size, "base_channels": job.base_channels, "epochs": job.epochs}
-    return {"data": facts, "job": told | {"r1_workers": job.workers}, "sides": sum_up(took, failed), "bars": []}
+    return {"data": facts, "job": told | {"r1_workers": job.workers}, "sides": sides, "bars": []}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-images", type=int, default=24, help="(default %(default)s)")
     parser.add_argument("--val-images", type=int, default=4, help="at least; whole cars (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="at least 2 (default %(default)s)")
@@ -306,28 +311,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="of R1's DataLoader (default %(default)s, as R1 states)")
     parser.add_argument("--originals", action="store_true", help="do it also with the originals packed as they are")
-    given = parse(parser, arguments)
+
+
+def check_arguments(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     if given.epochs < 2:
         parser.error("--epochs must be at least 2: the length of a later epoch is told by the last two")
     if given.quick:
         given.rounds, given.train_images, given.val_images, given.base_channels, given.batch_size = 1, 8, 4, 4, 4
-    try:
-        measured = measure(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(format_sides(measured["sides"]))
-    record = {
-        "benchmark": "whole_job",
-        "command": sys.argv[1:] if arguments is None else arguments,
-        "environment": describe_environment(),
-        "rounds": given.rounds,
-        "quick": given.quick,
-        "seed": given.seed,
-        **measured,
-    }
-    finish(record, given.json)
-    return 1 if any("error" in side for side in measured["sides"].values()) else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return material.run_program("whole_job", __doc__, arguments, measure, add=add_arguments, check=check_arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from peers.pillow_pixels import decode_pair
 from peers.torch_loader import stream_dataset, to_nchw
 
 KNOBS = tuple({"workers": workers, "batch_size": 16} for workers in (2, 0))
+ONE_AT_A_TIME = True  # streaming refuses a folder that another of its data sets has open
 
 _EPOCH = 1_000_000  # samples; it repeats the few there are
 

@@ -49,7 +49,7 @@ def test_programs_run_in_turn_and_each_end_is_told(tmp_path: Path, capsys: pytes
     write_program(tmp_path, "dead", "os.kill(os.getpid(), 11)")
     write_program(tmp_path, "silent", "pass")
     write_program(tmp_path, "sound", record_with(SHORT) + "print('failed: one side')\nsys.exit(1)")
-    programs = [Program(name, (), 60) for name in ("good", "bad", "dead", "silent", "sound")]
+    programs = [Program(name, (), 0, 60) for name in ("good", "bad", "dead", "silent", "sound")]
     outcomes = bars.run_programs(programs, ["--seed", "7"], seconds=600, logs=tmp_path, folder=tmp_path)
     assert {name: one.error for name, one in outcomes.items()} == {
         "good": "",
@@ -69,7 +69,7 @@ def test_a_program_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path
     write_program(tmp_path, "slow", child + "print(child.pid, flush=True)\nchild.wait()")
     log = tmp_path / "slow.log"
     for limit_s in (2, 16, 128):  # the first one suffices unless the machine is very busy
-        outcome = bars.run_program(Program("slow", (), 1), [], limit_s=limit_s, log=log, folder=tmp_path)
+        outcome = bars.run_program(Program("slow", (), 0, 1), [], limit_s=limit_s, log=log, folder=tmp_path)
         assert outcome.error == f"stopped after {limit_s} s"
         if log.read_text():
             break
@@ -80,7 +80,7 @@ def test_a_stop_from_outside_ends_the_program_too(tmp_path: Path) -> None:
     write_program(tmp_path, "slow", "import time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
     driver = f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(bars.BENCHMARKS)!r})\nimport bars\n"
     driver += f"bars.end_in_order()\nhere = Path({str(tmp_path)!r})\n"
-    driver += "bars.run_program(bars.Program('slow', (), 1), [], limit_s=600, log=here / 'slow.log', folder=here)"
+    driver += "bars.run_program(bars.Program('slow', (), 0, 1), [], limit_s=600, log=here / 'slow.log', folder=here)"
     process = subprocess.Popen([sys.executable, "-c", driver])
     log = tmp_path / "slow.log"
     try:
@@ -99,12 +99,31 @@ def test_a_stop_from_outside_ends_the_program_too(tmp_path: Path) -> None:
 
 def test_what_has_no_time_left_is_named(tmp_path: Path) -> None:
     write_program(tmp_path, "good", record_with(GOOD))
-    outcomes = bars.run_programs([Program("good", ("C1",), 60)], [], seconds=0, logs=tmp_path, folder=tmp_path)
+    outcomes = bars.run_programs([Program("good", ("C1",), 1, 60)], [], seconds=0, logs=tmp_path, folder=tmp_path)
     assert outcomes["good"].error == "had no time left within 0 minutes"
 
 
+def test_what_has_no_bar_is_left_out_where_time_is_too_short_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("long", "short"):
+        write_program(tmp_path, name, record_with())
+    programs = [Program("long", (), 5000, 60), Program("short", (), 0, 60)]
+    outcomes = bars.run_programs(programs, [], seconds=600, logs=tmp_path, folder=tmp_path)
+    assert (outcomes["long"].error, outcomes["long"].record) == ("", None)
+    assert "and it takes 5000; it can be run by hand" in outcomes["long"].left_out
+    assert (outcomes["short"].left_out, outcomes["short"].record) == ("", {"bars": [], "seed": None})
+    assert "left out: " in capsys.readouterr().err
+
+
+def test_limits_are_of_expected_times_and_these_fit_into_the_time_of_all() -> None:
+    assert sum(program.seconds for program in bars.PROGRAMS) <= 60 * bars.MINUTES
+    assert sum(program.limit_s for program in bars.PROGRAMS if program.bars) <= 60 * bars.MINUTES
+    assert all(program.seconds < program.limit_s for program in bars.PROGRAMS)
+    # what has no bar comes last, so that it is what is left out
+    assert [bool(program.bars) for program in bars.PROGRAMS] == sorted((bool(one.bars) for one in bars.PROGRAMS), reverse=True)
+
+
 def test_bars_in_order_with_those_that_were_lost() -> None:
-    programs = [Program("late", ("C3", "C8"), 1), Program("packing", ("C1", "C2"), 1), Program("gone", ("C6",), 1)]
+    programs = [Program("late", ("C3", "C8"), 1, 2), Program("packing", ("C1", "C2"), 1, 2), Program("gone", ("C6",), 1, 2)]
     outcomes = {
         "late": Outcome(1, "", {"bars": [SHORT, ABSENT]}),
         "packing": Outcome(1, "", {"bars": [GOOD]}),
@@ -124,10 +143,10 @@ def test_bars_in_order_with_those_that_were_lost() -> None:
         "| C3 | reader | 4 (4..4) | 5x | 10x | short |",
         "| C6 | not measured: gone.py | - | - | - | failed |",
         "| C8 | step | - | 2.8x | 5x | n/a |",
-        "C2 failed: its record has no such bar",
-        "C3 short: hashing",
-        "C6 failed: exit code 2: error: no data",
-        "C8 n/a: no AMX",
+        "C2 failed, not measured: packing.py: its record has no such bar",
+        "C3 short, reader: hashing",
+        "C6 failed, not measured: gone.py: exit code 2: error: no data",
+        "C8 n/a, step: no AMX",
     ]
     assert [one["bar"] for one in bars.collect_bars(programs, outcomes, frozenset({"C6"}))] == ["C6"]
 
@@ -144,7 +163,7 @@ def test_only_takes_bars_and_programs() -> None:
 
 def test_every_bar_of_the_cpu_side_has_a_program_that_is_there() -> None:
     assert {name for program in bars.PROGRAMS for name in program.bars} == {f"C{number}" for number in range(1, 9)} | {"S1"}
-    for program in bars.PROGRAMS:
+    for program in (bars.TOY_DATA, *bars.PROGRAMS):
         assert (bars.BENCHMARKS / f"{program.name}.py").is_file(), program.name
 
 
@@ -157,7 +176,8 @@ def test_the_exit_code_and_the_last_line_tell_how_it_went(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_program(tmp_path, "one", record_with(*made))
-    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", (), 60),))
+    write_program(tmp_path, "toydata", record_with())
+    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", (), 0, 60),))
     run = bars.run_programs
     monkeypatch.setattr(bars, "run_programs", lambda *words, **named: run(*words, **named, folder=tmp_path))
     path = tmp_path / "whole.json"
@@ -175,7 +195,7 @@ def test_verdicts_of_two_runs_are_held_against_each_other(tmp_path: Path, capsys
     worse = GOOD | {"verdict": "short"}
     assert bars.compare_verdicts([GOOD, SHORT], [GOOD, SHORT]) == ["2 of 2 bars have the same verdict"]
     assert bars.compare_verdicts([GOOD, SHORT], [worse, ABSENT]) == [
-        "C1 writer: pass before, short now",
+        "C1 writer: pass (5) before, short (5) now",
         "C3 reader: in one of the two runs alone",
         "C8 step: in one of the two runs alone",
         "0 of 1 bars have the same verdict",
@@ -193,9 +213,10 @@ def test_verdicts_of_two_runs_are_held_against_each_other(tmp_path: Path, capsys
 def test_what_has_no_bar_shows_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write_program(tmp_path, "toydata", record_with())
     write_program(tmp_path, "one", "print('hidden')\n" + record_with(GOOD))
     write_program(tmp_path, "two", "print('samples  seconds')\nprint('{}')\n" + record_with())
-    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", ("C1",), 60), Program("two", (), 60)))
+    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", ("C1",), 1, 60), Program("two", (), 0, 60)))
     run = bars.run_programs
     monkeypatch.setattr(bars, "run_programs", lambda *words, **named: run(*words, **named, folder=tmp_path))
     assert bars.main(["--quick"]) == 0
@@ -212,6 +233,7 @@ def test_a_part_of_the_bars_replaces_no_record_of_all(
     written: list[Path | None] = []
     monkeypatch.setattr(bars, "finish", lambda record, path: written.append(path))
     monkeypatch.setattr(bars, "PROGRAMS", ())
+    monkeypatch.setattr(bars, "run_programs", lambda *_, **__: {})
     for arguments in ([], ["--seed", "1"], ["--quick"], ["--json", str(kept)], ["--minutes", "1"]):
         bars.main(arguments)
     assert written == [bars.RECORD, None, None, kept, None]
@@ -234,8 +256,9 @@ def test_a_run_in_which_a_program_failed_replaces_no_record(
     kept.write_text("good")
     monkeypatch.setattr(bars, "BENCHMARKS", tmp_path)
     monkeypatch.setattr(bars, "RECORD", kept)
+    write_program(tmp_path, "toydata", record_with())
     write_program(tmp_path, "one", record_with(GOOD) + end)
-    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", ("C1",), 60),))
+    monkeypatch.setattr(bars, "PROGRAMS", (Program("one", ("C1",), 1, 60),))
     run = bars.run_programs
     monkeypatch.setattr(bars, "run_programs", lambda *words, **named: run(*words, **named, folder=tmp_path))
     assert bars.main([]) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tarfile
 from pathlib import Path
 
 import material
 import packing
+import peers
 import pytest
 from peers import writers
 from runs import run_quick
@@ -30,8 +32,21 @@ def test_writers_and_workers_are_measured(
     packed = record["data"]["toy carvana, packed"]
     assert packed["identical"]
     assert packed["files_compared"] >= 4  # a tar, its .idx, index, presence, manifest
-    assert "ffcv" in record["missing"]["ffcv DatasetWriter"]
+    assert set(record["missing"]) <= {"ffcv DatasetWriter", "peers"}  # where it could be built, nothing is missing
     assert "webdataset TarWriter" in text
+    assert "the bare copy of the bytes to a file takes " in record["bars"][0]["note"]
+    assert "times the core-seconds" in record["bars"][1]["note"]
+    assert record["sides"]["2 workers"]["options"]["val_fraction"] == 0
+
+
+def test_a_bare_copy_holds_the_bytes_of_all_members(tmp_path: Path) -> None:
+    packing.copy_bytes([[b"ab", b"", b"c"], [b"d"]], tmp_path)
+    assert (tmp_path / "bytes").read_bytes() == b"abcd"
+
+
+def test_a_share_is_of_the_same_rounds() -> None:
+    part, ours, theirs = ([material.Took(wall_s, wall_s) for wall_s in walls] for walls in ((1.0, 1.0), (2.0, 4.0), (8.0, 8.0)))
+    assert material.say_share("copying", part, ours, theirs) == "copying takes 38% of our time; it alone would be 8x"
 
 
 @pytest.mark.parametrize("name", ["tarfile", "webdataset TarWriter", "webdataset ShardWriter"])
@@ -48,6 +63,19 @@ def test_a_peer_writes_all_members(name: str, toy_root: Path, tmp_path: Path) ->
     expected = [member for sample in samples for member in writers.members(sample).items()]
     assert found == dict(expected)
     assert writers.count_bytes(tmp_path) > sum(len(data) for _, data in expected)
+
+
+@pytest.mark.skipif(not (peers.FOLDER / "ffcv").is_dir(), reason="no ffcv in .peers/: make peers")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ffcv_writes_all_members(toy_root: Path, tmp_path: Path) -> None:
+    samples = material.read_samples(make_toy_shards("clevr", toy_root, small=True).shards, 20)
+    writers.prepare("ffcv DatasetWriter", tmp_path / "first", samples[0])
+    assert writers.tell_missing() == {}
+    writers.write_ffcv(samples, tmp_path)
+    from ffcv.reader import Reader
+
+    sizes = [Reader(str(tmp_path / "a.beton")).metadata[f"f{number}"]["size"].tolist() for number in range(3)]
+    assert list(zip(*sizes, strict=True)) == [tuple(map(len, writers.members(sample).values())) for sample in samples]
 
 
 def test_a_difference_between_two_packings_is_seen(tmp_path: Path) -> None:
@@ -87,6 +115,10 @@ def test_a_side_that_fails_is_told(capsys: pytest.CaptureFixture[str], monkeypat
         raise UserError("no such thing")
 
     assert material.run_program("x", "Doc.", ["--quick"], fail) == 1
+    assert material.run_program("x", "Doc.", ["--quick"], refuse) == 2
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["arguments"]["rounds"] == 2
+    assert record["command"] == ["benchmarks/x.py", "--quick"]
     assert material.run_program("x", "Doc.", ["--quick"], refuse) == 2
     assert "error: no such thing" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"--real .*nowhere: no such folder"):

@@ -23,7 +23,11 @@ def test_readers_are_measured(toy_root: Path, capsys: pytest.CaptureFixture[str]
     record, _ = run_quick(reading, toy_root, capsys, monkeypatch)
     assert [bar["bar"] for bar in record["bars"]] == ["C3"]
     assert record["data"]["toy ade20k"]["samples"] == 16
-    assert record["sides"]["toy ade20k: unetfast, checked"]["core_us_per_image"]["median"] > 0
+    sides = ["toy ade20k: unetfast, checked", "toy ade20k: pread and hash alone", "toy ade20k: webdataset"]
+    assert list(record["sides"]) == sides  # those of the bar
+    assert record["sides"][sides[0]]["core_us_per_image"]["median"] > 0
+    assert record["data"]["toy ade20k"]["packed_with"]["mask_codec"] == "lz4"
+    assert "pread and xxh3 of each member takes " in record["bars"][0]["note"]
 
 
 def test_all_readers_read_the_same_bytes(toy_root: Path) -> None:
@@ -34,6 +38,7 @@ def test_all_readers_read_the_same_bytes(toy_root: Path) -> None:
     samples = material.read_samples(shards)
     expected = (len(samples), sum(len(data) for sample in samples for data in writers.members(sample).values()))
     assert expected[1] == reading.count_bytes(folder)
+    assert reading.read_alone(reading.list_members(folder)) == expected
     for checksum in (True, False):
         assert reading.read_ours(folder, checksum=checksum) == expected
     assert readers.read_tarfile(tars) == expected

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import startup
-from startup import Start, Took
+from startup import Start
 
-from unetfast.bench.harness import SideError
+from unetfast.bench.harness import SideError, spread
 
 PYTHON = (sys.executable, "-c")
 
@@ -55,17 +56,24 @@ def test_imports_are_summed_up_by_package() -> None:
     assert startup.rank_imports(lines) == [{"package": "torch", "ms": 3.5}, {"package": "numpy", "ms": 0.7}]
 
 
+def made_side(*ends_s: float) -> dict[str, Any]:
+    imports = [{"package": "typer", "ms": 16.2}]
+    return {"end_s": spread(ends_s), "core_s": spread([0.1]), "imports": imports}
+
+
 def test_the_bar_is_of_whole_runs_of_help() -> None:
-    (made,) = startup.build_bars({"help": [Took(0.1, 0.2, 0.1), Took(0.1, 0.4, 0.1), Took(0.1, 0.25, 0.1)]})
+    (made,) = startup.build_bars({"help": made_side(0.2, 0.4, 0.25)})
     assert made["ratio"]["median"] == 250
-    assert made["verdict"] == "pass"
-    assert startup.build_bars({"help": [Took(0.1, 0.31, 0.1)]})[0]["verdict"] == "short"
+    assert (made["verdict"], made["note"]) == ("pass", "100 core-ms; the longest imports, ms: typer 16")
+    assert startup.build_bars({"help": made_side(0.31)})[0]["verdict"] == "short"
+    (lost,) = startup.build_bars({"help": {"error": "exit code 1"}})
+    assert (lost["verdict"], lost["note"], lost["unit"]) == ("failed", "exit code 1", "ms")
     assert startup.build_bars({}) == []
 
 
-def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_run(toy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "record.json"
-    assert startup.main(["--quick", "--only", "help,mistyped-folder", "--json", str(path)]) == 0
+    assert startup.main(["--quick", "--only", "help,mistyped-folder", "--data", str(toy_root), "--json", str(path)]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record == json.loads(path.read_text())
     assert set(record["sides"]) == {"help", "mistyped-folder"}
@@ -77,7 +85,6 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [made["bar"] for made in record["bars"]] == ["S1"]
 
 
-def test_a_start_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        startup.main(["--quick", "--only", "nowhere"])
+def test_a_start_that_is_not_there_is_named(toy_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert startup.main(["--quick", "--only", "nowhere", "--data", str(toy_root)]) == 2
     assert "--only nowhere: there are help, version" in capsys.readouterr().err

@@ -46,9 +46,9 @@ def test_the_table_holds_all_bars_where_they_come_from_and_what_is_open() -> Non
         "",
         "- 2 cores of Some CPU (avx512f); torch 2.14.1; revision abc; 2026-11-21; `benchmarks/results/bench-cpu.json`",
         "- NVIDIA H200; torch 2.14.1; revision abc; 2026-11-21; `benchmarks/results/bench-gpu.json`",
-        "- C3 short: hashing",
-        "- G1 n/a: no time",
-        "- G5 failed: out of memory",
+        "- C3 short, reader: hashing",
+        "- G1 n/a, training: no time",
+        "- G5 failed, latency: out of memory",
         "",
         "![Each bar over its floor, with its goal](docs/images/bars.png)",
     ]

@@ -84,14 +84,14 @@ def make_toy_shards(name: str, root: Path, *, num_samples: int | None = None, sm
     source = draw_toy(name, root, num_samples=num_samples, small=small, seed=seed)
     made = ToyShards(pack_toy(source, name), root / f"{source.name}-png")
     options = replace(TOY_PACKING, image_codec="png", mask_codec="png")
-    pack(source, made.png_shards, dataset=name, options=options)
+    pack(source, made.png_shards, dataset=name, options=options, overwrite=True)
     return made
 
 
 def pack_toy(source: Path, name: str) -> Path:
     """Pack a folder of `draw_toy` as `unetfast shard` does by default, beside it, once; returns the shard folder."""
     shards = source.parent / f"{source.name}-shards"
-    pack(source, shards, dataset=name, options=TOY_PACKING)
+    pack(source, shards, dataset=name, options=TOY_PACKING, overwrite=True)  # another version's, of other bytes
     return shards
 
 
