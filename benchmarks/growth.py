@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _PACKED, _QUICK_PACKED = (176, 528, 1584), (16, 32)  # toy CLEVR frames
 _BATCHES, _QUICK_BATCHES = (1, 4, 16, 64), (1, 4)
 _LOADER_S, _QUICK_LOADER_S = 0.4, 0.05  # of a round of one setting
 _TIMEOUT_S = 120.0
+_OPTIONS = PackOptions(val_fraction=0.0)
 _ROWS = 1024  # positions looked up at once, as the loader does
 
 
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Measure the index at growing sizes, then packing, then the loader."""
+    from seeking import resume_config
+
     images = material.make_shards("ade20k", given)
     sides = measure_indexes(images, given)
     columns = {"open ms": "open_ms", "1,024 places ms": "order_ms", "first batch ms": "first_batch_ms"}
@@ -53,7 +57,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     )
     loading = measure_loader(images, given)
     material.print_sides("loader", loading, {"images/s": "images_per_s", "core-us/image": "core_us_per_image"})
-    return {"data": {"index": images.label, "packing": "toy clevr"}, "sides": sides | packing | loading, "bars": []}
+    configs = {"index, loader": resume_config("ade20k").model_dump(mode="json"), "packing": asdict(_OPTIONS)}
+    data = {"index": images.label, "packing": "toy clevr"}
+    return {"data": data, "configs": configs, "sides": sides | packing | loading, "bars": []}
 
 
 def measure_indexes(images: material.Shards, given: argparse.Namespace) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def pack_apart(task: tuple[Path, Path, int, int]) -> dict[str, Any]:
     source, out, num_frames, num_rounds = task
     took = []
     for _ in range(num_rounds):
-        run = partial(pack, source, out, dataset="clevr", options=PackOptions(val_fraction=0.0), workers=1)
+        run = partial(pack, source, out, dataset="clevr", options=_OPTIONS, workers=1)
         took.append(material.time_call(run))
         shutil.rmtree(out)
     return material.sum_up(took, num_frames, 0) | {"peak_mib": read_status_mib("VmHWM")}

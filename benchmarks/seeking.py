@@ -71,7 +71,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     material.print_sides("to the first batch of 16", sides, {"ms": "first_batch_ms", "core-ms": "core_ms"})
     names = list(turns)
     data = {"ade20k": str(big.label), "clevr": str(small.label), "batch_size": BATCH_SIZE, "cores": torch.get_num_threads()}
-    return {"data": data, "sides": sides, "bars": build_bars(names, took, failed, seeks, replay)}
+    configs = {name: resume_config(name).model_dump(mode="json") for name in ("ade20k", "clevr")}
+    return {"data": data, "configs": configs, "sides": sides, "bars": build_bars(names, took, failed, seeks, replay)}
 
 
 def build_bars(
