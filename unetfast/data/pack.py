@@ -31,6 +31,7 @@ from unetfast.data.manifest import (
 )
 from unetfast.data.options import PackOptions
 from unetfast.data.packdir import LOG_NAME, SKIPPED_NAME, PackFolder, check_place, naming_disk_errors
+from unetfast.data.packparts import PartGatherer, cut_last
 from unetfast.data.packreport import PackProgress, PackReport, show, show_plan, show_report
 from unetfast.data.packshard import ShardPacker, ShardResult
 from unetfast.data.plan import MIB, PackPlan, ShardPlan, build_plan
@@ -252,9 +253,13 @@ def _pack_shards(
     if num_bad and first:
         _check_bad(num_bad, scan, options, first[1], first[0])
     packer = ShardPacker(SampleEncoder(scan.labels, scan.read_mask, options), folder.out)
-    num_workers = workers or _choose_workers(todo)
+    num_workers = min(workers or _choose_workers(todo), len(todo))
+    gatherer = PartGatherer(packer, todo)
     with PackProgress(console, plan.num_samples, num_done) as progress:
-        for done in run_tasks(todo, packer, num_workers=num_workers, report=progress.add):
+        for part in run_tasks(cut_last(todo, num_workers), packer, num_workers=num_workers, report=progress.add):
+            done = gatherer.take(part)
+            if done is None:
+                continue
             num_bad += done.num_skipped
             if done.num_skipped:
                 result = _read_result(folder, done.shard, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +21,12 @@ from unetfast.data.encode import SampleEncoder
 from unetfast.data.manifest import INDEX_DTYPE
 from unetfast.data.packdir import PackFolder, naming_disk_errors
 from unetfast.data.plan import ShardPlan
-from unetfast.data.sample import Sample, SampleStats
+from unetfast.data.sample import Sample, SampleRef, SampleStats
 from unetfast.data.shard import ShardWriter
 from unetfast.errors import BadSampleError
+
+# a sample and its counts; or, of a bad one, its file and the reason
+Encoded = tuple[Sample, SampleStats] | tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -93,8 +96,38 @@ class ShardDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardPart:
+    """Samples of a shard that are encoded apart from its others.
+
+    Args:
+        shard: name of the shard that they belong to.
+        start: place of the first one in it.
+        samples: in the shard's order.
+    """
+
+    shard: str
+    start: int
+    samples: tuple[SampleRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """What a worker hands over of a part.
+
+    Args:
+        shard: as in `ShardPart`.
+        start: likewise.
+        encoded: one a sample of the part, in its order.
+    """
+
+    shard: str
+    start: int
+    encoded: list[Encoded]
+
+
+@dataclass(frozen=True, slots=True)
 class ShardPacker:
-    """Packs shards into a folder. Picklable: it travels to worker processes.
+    """Packs shards, or encodes parts of them, into a folder. Picklable: it travels to worker processes.
 
     Args:
         encoder: of the data set's samples.
@@ -104,11 +137,25 @@ class ShardPacker:
     encoder: SampleEncoder
     out: Path
 
-    def __call__(self, shard: ShardPlan, report: Callable[[int], None]) -> ShardDone:
-        """Pack one shard: tar and idx under their names first, the result file that vouches for them last.
+    def __call__(self, task: ShardPlan | ShardPart, report: Callable[[int], None]) -> ShardDone | PartDone:
+        """Pack a shard, or encode the samples of a part of one.
 
         Raises:
             BadSampleError: a sample is bad, and bad ones are not to be skipped.
+            UserError: the disk is full, or may not be written.
+        """
+        if isinstance(task, ShardPart):
+            return PartDone(task.shard, task.start, list(self._encode(task.samples, report)))
+        return self.write(task, self._encode(task.samples, report))
+
+    def write(self, shard: ShardPlan, encoded: Iterable[Encoded]) -> ShardDone:
+        """Write one shard: tar and idx under their names first, the result file that vouches for them last.
+
+        Args:
+            shard: where it belongs.
+            encoded: one a sample of the shard, in its order.
+
+        Raises:
             UserError: the disk is full, or may not be written.
         """
         folder = PackFolder(self.out)
@@ -116,7 +163,7 @@ class ShardPacker:
         with naming_disk_errors(self.out):
             temporary = folder.temporary(tar)
             with ShardWriter(temporary) as writer:
-                result = self._add_samples(shard, writer, report)
+                result = self._add_samples(encoded, writer)
                 content = writer.finish()
             if result.num_samples:
                 result.num_bytes, result.xxh3, result.rows = content.num_bytes, content.xxh3, content.rows
@@ -128,21 +175,27 @@ class ShardPacker:
             folder.publish(folder.result_path(shard.name), result.to_json())
         return ShardDone(shard, len(result.skipped))
 
-    def _add_samples(self, shard: ShardPlan, writer: ShardWriter, report: Callable[[int], None]) -> ShardResult:
-        num_classes = self.encoder.labels.num_classes
-        totals = _Totals(num_classes)
-        result = ShardResult()
-        for ref in shard.samples:
+    def _encode(self, refs: Iterable[SampleRef], report: Callable[[int], None]) -> Iterator[Encoded]:
+        for ref in refs:
+            encoded: Encoded
             try:
-                sample, stats = self.encoder.encode(ref)
+                encoded = self.encoder.encode(ref)
             except BadSampleError as error:
                 if self.encoder.options.on_bad == "error":
                     raise
-                result.skipped.append((error.file, error.reason))
-            else:
-                writer.add(sample)
-                totals.add(sample, stats)
+                encoded = (error.file, error.reason)
+            yield encoded
             report(1)
+
+    def _add_samples(self, encoded: Iterable[Encoded], writer: ShardWriter) -> ShardResult:
+        totals = _Totals(self.encoder.labels.num_classes)
+        result = ShardResult()
+        for first, second in encoded:
+            if isinstance(first, Sample) and isinstance(second, SampleStats):
+                writer.add(first)
+                totals.add(first, second)
+            else:
+                result.skipped.append((str(first), str(second)))
         totals.store(result)
         return result
 
