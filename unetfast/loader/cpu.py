@@ -23,6 +23,7 @@ from unetfast.errors import CorruptShardError
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
 from unetfast.loader.masklookup import StoredMask, find_kernel, gather_mask
+from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_sample,
@@ -44,25 +45,19 @@ class _Slot:
     """Memory of one batch, used again and again; pinned where batches go to a GPU."""
 
     def __init__(self, size: int, hw: tuple[int, int], mask_dtype: torch.dtype, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self.image_NHWC = torch.empty((size, *hw, 3), dtype=torch.uint8, pin_memory=pinned)
-        self.mask_NHW = torch.empty((size, *hw), dtype=mask_dtype, pin_memory=pinned)
-        self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        self.copied = CopyMark(device)
+        self.image_NHWC = torch.empty((size, *hw, 3), dtype=torch.uint8, pin_memory=self.copied.is_pinned)
+        self.mask_NHW = torch.empty((size, *hw), dtype=mask_dtype, pin_memory=self.copied.is_pinned)
         self.images, self.masks = list(self.image_NHWC.numpy()), list(self.mask_NHW.numpy())  # row by row
 
     def hand_out(self, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and mask on the device; a copy to the GPU runs on the current stream, and nobody waits for it here."""
         image_NCHW, mask_NHW = self.image_NHWC[:size].permute(0, 3, 1, 2), self.mask_NHW[:size]
-        if self._copied is None:
+        if not self.copied.is_pinned:
             return image_NCHW, mask_NHW
         image_NCHW, mask_NHW = image_NCHW.to(device, non_blocking=True), mask_NHW.to(device, non_blocking=True)
-        self._copied.record(torch.cuda.current_stream(device))
+        self.copied.set()
         return image_NCHW, mask_NHW
-
-    def wait_until_free(self) -> None:
-        """Wait, in a worker thread, until the last copy to the GPU has read this memory."""
-        if self._copied is not None:
-            self._copied.synchronize()
 
 
 @dataclass(slots=True)
@@ -136,7 +131,7 @@ class _Work:
 
     def begin(self, job: _Job) -> None:
         """Wait until the last copy to a GPU has read the job's memory."""
-        job.slot.wait_until_free()
+        job.slot.copied.wait()
 
     def load(self, job: _Job, row: int) -> None:
         """Load one row of a batch."""

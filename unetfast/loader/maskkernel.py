@@ -20,7 +20,7 @@ import numpy as np
 
 _OUTSIDE = 8  # the shift of a pixel outside of the crop box; those of bits are 0 to 7
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 
 def build_kernel(dtype: np.dtype[Any]) -> Callable[..., None]:
@@ -88,10 +88,19 @@ def _look_up_turned(
 
 
 @_part
+def _is_run(place_W: np.ndarray, shift_W: np.ndarray) -> bool:
+    """Say whether each place is the one after the last, and all are inside."""
+    for column in range(len(place_W)):
+        if shift_W[column] == _OUTSIDE or place_W[column] != place_W[0] + np.uint32(column):
+            return False
+    return True
+
+
+@_part
 def _look_up_upright(
     stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
 ) -> None:
-    """Find the columns once, for they are those of every row."""
+    """Find the columns once, for they are those of every row; where they are neighbours, rows are copied."""
     height, width = out_HW.shape
     top, left, bottom, right = box[0], box[1], box[2], box[3]
     unit = np.int32(3 if has_bits else 0)
@@ -102,15 +111,21 @@ def _look_up_upright(
         place = np.int32(x)
         place_W[column] = np.uint32(place >> unit) if is_inside else np.uint32(0)
         shift_W[column] = np.uint8(~place & 7) if is_inside else np.uint8(_OUTSIDE)
+    is_run = not has_bits and _is_run(place_W, shift_W)
     for row in range(height):
         y = np.floor((row + 0.5) * matrix[1, 1] + matrix[1, 2])
         if y < top or y >= bottom:
             out_HW[row] = ignore_index
             continue
-        stored_W = stored[np.int64(y)]
-        for column in range(width):
-            taken_W[column] = stored_W[place_W[column]]
-        _set_row(taken_W, shift_W, has_bits, ignore_index, out_HW[row])
+        stored_W, out_W = stored[np.int64(y)], out_HW[row]
+        if is_run:
+            run_W = stored_W[place_W[0] :]
+            for column in range(width):
+                out_W[column] = run_W[column]
+        else:
+            for column in range(width):
+                taken_W[column] = stored_W[place_W[column]]
+            _set_row(taken_W, shift_W, has_bits, ignore_index, out_W)
 
 
 def _look_up(
