@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import subprocess
@@ -123,6 +124,7 @@ def test_names_that_no_font_has_are_said_on_stderr_and_are_no_error(tmp_path: Pa
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    importlib.import_module("matplotlib.font_manager")  # lists this machine's fonts once, and says so where that takes long
     command = [sys.executable, "-m", "unetfast", "inspect", str(tmp_path / "shards"), "--sheet", str(tmp_path / "sheet.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
