@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import tempfile
@@ -9,6 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# laws are tried on the same examples each time, however slow the machine: a failure is of the change that brought it.
+# `pytest --hypothesis-profile=default` draws others
+with contextlib.suppress(ImportError):  # the tests for a GPU need no hypothesis
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
