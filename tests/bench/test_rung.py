@@ -150,15 +150,23 @@ def test_what_other_programs_do_is_what_keeps_the_cores_busy_without_us(monkeypa
     assert others.read() is None
 
 
-def test_busy_seconds_of_our_cores_are_read_where_the_system_tells_them() -> None:
-    first_s = rung._read_busy_s()
-    if not Path("/proc/stat").exists():
-        assert first_s is None
-        return
-    assert first_s is not None
-    then_s = rung._read_busy_s()
-    assert then_s is not None
-    assert 0 < first_s <= then_s
+def test_busy_seconds_are_those_of_our_cores_and_not_of_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice
+    lines = [
+        "cpu  9 9 9 9 9 9 9 9 9 9",
+        "cpu0 100 20 3 9000 700 4 5 6 50 0",
+        "cpu1 7 7 7 7 7 7 7 7 7 7",
+        "cpu2 1 0 0 0 0 0 0 0 0 0",
+    ]
+    (tmp_path / "stat").write_text("\n".join([*lines, "intr 1 2 3", ""]))
+    monkeypatch.setattr(rung, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(rung.os, "sched_getaffinity", lambda process: {0, 2})
+    monkeypatch.setattr(rung.os, "sysconf", lambda name: {"SC_CLK_TCK": 100}[name])
+    assert rung._read_busy_s() == pytest.approx((100 + 20 + 3 + 4 + 5 + 6 + 1) / 100)
+    monkeypatch.setattr(rung.os, "sched_getaffinity", lambda process: {5})
+    assert rung._read_busy_s() is None
+    monkeypatch.setattr(rung, "_STAT", tmp_path / "nowhere")
+    assert rung._read_busy_s() is None
 
 
 def test_processor_time_of_children_counts() -> None:

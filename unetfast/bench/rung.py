@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 MIN_ROUND_STEPS = 3  # a round of fewer steps is no figure, however long they take
+_STAT = Path("/proc/stat")
 _REST_S, _LONGEST_UNREST_S = 0.02, 3.0  # without work for so long is at rest; what never is, is not waited for longer
 
 
@@ -158,7 +159,7 @@ def _read_busy_s() -> float | None:
     """Sum up the seconds that the cores of this process have been busy since the system began, for whomever."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
     try:
-        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        lines = [line.split() for line in _STAT.read_text().splitlines()]
     except OSError:
         return None
     # user, nice, system, idle, iowait, irq, softirq, steal
