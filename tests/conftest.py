@@ -44,11 +44,11 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_code_in_torchs_own_folder() -> Iterator[None]:
+def _compiled_code_in_a_folder_of_the_tests() -> Iterator[None]:
     """Leave the user's cache alone, in the processes that tests start too."""
     with pytest.MonkeyPatch.context() as patch:
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"))
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"unetfast-tests-{getpass.getuser()}"))
         yield
 
 

@@ -18,7 +18,8 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the user's; what the code under test sets is taken back."""
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(VARIABLE, "")  # what it was is put back behind the test
+    monkeypatch.delenv(VARIABLE)
     home = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     return home
@@ -48,12 +49,20 @@ def test_a_relative_cache_folder_is_ignored(cache_home: Path, tmp_path: Path, mo
 def test_a_cache_that_cannot_be_written_is_left_alone(cache_home: Path) -> None:
     cache_home.write_text("a file stands in the way")
     assert keep_compiled() is None
-    assert os.environ[VARIABLE] == ""
+    assert VARIABLE not in os.environ
     assert describe_cache(None) == "kept in torch's temporary folder"
 
 
+def test_the_folder_that_torch_takes_by_itself_is_not_the_users_wish(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch's compiler writes it into the variable."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    monkeypatch.setenv(VARIABLE, default_cache_dir())
+    assert keep_compiled() == cache_home / "unetfast" / "compiled"
+
+
 COMPILES = """
-import json, torch
+import json, torch, torch._dynamo
 from unetfast.compilecache import keep_compiled
 keep_compiled()
 layer = torch.nn.Conv2d(3, 4, 3)

@@ -16,10 +16,11 @@ def keep_compiled() -> Path | None:
     """Let this process, and those that it starts, keep what torch compiles in the user's cache.
 
     Returns:
-        The folder: that of TORCHINDUCTOR_CACHE_DIR where it is set (by the user, or by torch, once it has compiled something),
-        else `unetfast/compiled` below XDG_CACHE_HOME or ~/.cache. None where that cannot be written: then torch takes its own.
+        The folder: that of TORCHINDUCTOR_CACHE_DIR where the user has set it, else `unetfast/compiled` below XDG_CACHE_HOME or
+        ~/.cache. None where that cannot be written: then torch takes its own.
     """
-    if named := os.environ.get(_VARIABLE):
+    named = os.environ.get(_VARIABLE)
+    if named and named != _torchs_own():
         return Path(named)
     try:
         folder = _user_cache() / "unetfast" / "compiled"
@@ -35,6 +36,15 @@ def keep_compiled() -> Path | None:
 def describe_cache(folder: Path | None) -> str:
     """Say to people where compiled code is kept."""
     return "kept in torch's temporary folder" if folder is None else f"kept in {folder}"
+
+
+def _torchs_own() -> str | None:
+    """Return the folder that torch takes by itself: importing its compiler writes it into the variable."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # private: there is no other way to ask
+    except ImportError:
+        return None
+    return default_cache_dir()
 
 
 def _user_cache() -> Path:
