@@ -49,6 +49,7 @@ class Ear:
 def averaged(toy_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, str]:
     """A run of four epochs whose average lags far behind, and what it said."""
     out, ear = tmp_path_factory.mktemp("averaged") / "run", Ear()
+    torch.set_num_threads(1)  # as the tests have it that score its checkpoint again
     with pytest.MonkeyPatch.context() as patch:
         for module in (loop, epoch):
             patch.setattr(module, "draw_history", lambda run, rows: None)
