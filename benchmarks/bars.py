@@ -64,7 +64,7 @@ PROGRAMS = (
     Program("training_step", ("C8",), 90, 150),
     Program("startup", ("S1",), 20, 40),
     Program("inference", (), 50, 90),
-    Program("growth", (), 90, 150),
+    Program("growth", (), 120, 240),
     Program("whole_job", (), 180, 240),
 )
 

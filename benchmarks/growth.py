@@ -33,7 +33,7 @@ from unetfast.data.pack import pack
 
 _SIZES, _QUICK_SIZES = (10**3, 10**4, 10**5, 10**6, 10**7), (10**3, 10**4)
 _PACKED, _QUICK_PACKED = (10**3, 10**4, 10**5), (16, 32)  # small toy CLEVR frames
-_ROUND_FRAMES = 20_000  # packed in all rounds of a size: large ones have fewer
+_ROUND_FRAMES = 10_000  # packed in all rounds of a size: large ones have fewer
 _FRAME_BYTES = 20_000  # room for a small frame, with what a tar adds
 _BATCHES, _QUICK_BATCHES = (1, 4, 16, 64), (1, 4)
 _LOADER_S, _QUICK_LOADER_S = 0.4, 0.05  # of a round of one setting
