@@ -100,7 +100,7 @@ class Augmentation:
         return len(self.hflip)
 
     def __getitem__(self, part: slice | np.ndarray) -> Augmentation:
-        return Augmentation(*(getattr(self, field.name)[part] for field in fields(self)))
+        return Augmentation(*(getattr(self, name)[part] for name in _FIELDS))
 
     @property
     def has_candidates(self) -> bool:
@@ -120,6 +120,9 @@ class Augmentation:
         self.mask_matrix[part] = _mask_matrix(
             self.crop_yxyx[part], self.hflip[part], self.vflip[part], self.warp_matrix[part], target_hw
         )
+
+
+_FIELDS = tuple(field.name for field in fields(Augmentation))
 
 
 def boxes_are_fixed(config: AugmentConfig | None) -> bool:

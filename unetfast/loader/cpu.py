@@ -49,10 +49,14 @@ class _Slot:
         self.image_NHWC = torch.empty((size, *hw, 3), dtype=torch.uint8, pin_memory=self.copied.is_pinned)
         self.mask_NHW = torch.empty((size, *hw), dtype=mask_dtype, pin_memory=self.copied.is_pinned)
         self.images, self.masks = list(self.image_NHWC.numpy()), list(self.mask_NHW.numpy())  # row by row
+        self._whole = self._view(size)  # a full batch, which nearly all are
+
+    def _view(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.image_NHWC[:size].permute(0, 3, 1, 2), self.mask_NHW[:size]
 
     def hand_out(self, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and mask on the device; a copy to the GPU runs on the current stream, and nobody waits for it here."""
-        image_NCHW, mask_NHW = self.image_NHWC[:size].permute(0, 3, 1, 2), self.mask_NHW[:size]
+        image_NCHW, mask_NHW = self._whole if size == len(self.masks) else self._view(size)
         if not self.copied.is_pinned:
             return image_NCHW, mask_NHW
         image_NCHW, mask_NHW = image_NCHW.to(device, non_blocking=True), mask_NHW.to(device, non_blocking=True)
@@ -81,7 +85,9 @@ class _Job(Job):
 
 def _make_job(plan: BatchPlan, slot: _Slot) -> _Job:
     numbers, (height, width) = plan.augmentation, slot.mask_NHW.shape[1:]
-    maps = find_warp_maps(numbers.warp_matrix, numbers.hflip, numbers.vflip, (height, width))
+    maps = numbers.warp_matrix
+    if numbers.has_warp.any():
+        maps = find_warp_maps(maps, numbers.hflip, numbers.vflip, (height, width))
     return _Job(
         plan,
         slot=slot,

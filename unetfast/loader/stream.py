@@ -25,6 +25,7 @@ _FIRST_WINDOW = 64  # a start waits for it, and on a large index a thousand scat
 _STATE_FORMAT = 1
 # settings that came later than the format, with what was done before there were any
 _BEFORE = {"augment.max_class_share": "1.0"}
+_NONE = np.empty(0, dtype=np.int64)
 _logger = logging.getLogger("unetfast.loader")
 
 
@@ -125,6 +126,8 @@ class SampleStream:
         stop = None if self.training else self.num_samples
         if self._known_bad and len(self._known_bad) >= self.num_samples:
             raise UserError(f"{self.reader.folder}: not one of its {self.num_samples} samples can be loaded")
+        if not self._known_bad and self.world_size == 1:
+            return self._plan_all(start, start + self.batch_size if stop is None else min(start + self.batch_size, stop))
         size = self.batch_size
         while True:
             end = start + size if stop is None else min(start + size, stop)
@@ -142,6 +145,15 @@ class SampleStream:
         left_out = places.sample_ids[:num_read][~good[:num_read]]
         part = chosen[rank_places(len(chosen), self.rank, self.world_size, self._num_parts)]
         return BatchPlan(places[part], augmentation[part], start + num_read, left_out)
+
+    def _plan_all(self, start: int, end: int) -> BatchPlan | None:
+        """Plan a batch of all samples at positions [start, end): what nearly every plan is, and twice as fast."""
+        if end <= start:
+            return None
+        places, augmentation = self._look(start, end)
+        if augmentation.has_candidates:  # which its masks choose from in place
+            augmentation = augmentation[np.arange(end - start)]
+        return BatchPlan(places, augmentation, end, _NONE)
 
     def peek(self, count: int) -> tuple[Augmentation, np.ndarray]:
         """Return the numbers of the first samples of the stream, and their heights and widths, pixels, (n, 2)."""
