@@ -5,8 +5,8 @@ What takes two real processes stands in tests/integration/test_distributed_train
 
 from __future__ import annotations
 
+import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -342,17 +342,19 @@ def test_one_process_has_no_wrapper() -> None:
 @pytest.fixture
 def tell(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[BaseException | None]]:
     """Let processes (threads with one store) fail with errors; None lives on, "gone" leaves no note."""
-    monkeypatch.setattr(failures, "GRACE_S", 0.6)
-    monkeypatch.setattr(failures, "SETTLE_S", 0.3)
+    # they fail at the same moment, and the times are long beside what a busy machine keeps a thread waiting
+    monkeypatch.setattr(failures, "GRACE_S", 4.0)
+    monkeypatch.setattr(failures, "SETTLE_S", 1.5)
 
-    def do(*errors: BaseException | None, delays_s: tuple[float, ...] = ()) -> list[BaseException | None]:
+    def do(*errors: BaseException | None) -> list[BaseException | None]:
         store = dist.HashStore()
+        all_fail = threading.Barrier(sum(error is not None for error in errors))
         found: list[BaseException | None] = [None] * len(errors)
 
         def fail(rank: int, error: BaseException) -> None:
-            time.sleep(delays_s[rank] if delays_s else 0)
             witness = Witness(dist.PrefixStore("test", store), rank, len(errors))
             witness.introduce([f"host{rank}, process {rank}" for rank in range(len(errors))])
+            all_fail.wait()
             found[rank] = witness.tell(error)
 
         threads = [threading.Thread(target=fail, args=(rank, error)) for rank, error in enumerate(errors) if error is not None]
@@ -432,12 +434,9 @@ def test_what_counts_as_lost_contact() -> None:
 
 
 def test_a_process_that_cannot_end_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    ended: list[int] = []
+    codes: queue.SimpleQueue[int] = queue.SimpleQueue()
     monkeypatch.setattr(failures, "STUCK_S", 0.01)
-    monkeypatch.setattr(failures.os, "_exit", ended.append)
+    monkeypatch.setattr(failures.os, "_exit", codes.put)
     failures.end_if_stuck("stuck")
-    end_s = time.monotonic() + 5
-    while not ended and time.monotonic() < end_s:
-        time.sleep(0.01)
-    assert ended == [2]
+    assert codes.get(timeout=120) == 2
     assert capsys.readouterr().err == "error: stuck\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,8 +129,11 @@ def read_wandb(path: Path) -> list[Any]:
 
 
 def processes_of_wandb() -> list[str]:
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [name for name in (Path(f"/proc/{child}/comm").read_text() for child in children) if "wandb" in name]
+    found = []
+    for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+        with contextlib.suppress(OSError):  # it has ended since it was listed
+            found.append(Path(f"/proc/{child}/comm").read_text())
+    return [name for name in found if "wandb" in name]
 
 
 @pytest.fixture
@@ -338,7 +343,7 @@ class Toy:
         self.gate.set()
 
     def add_row(self, row: Row) -> None:
-        self.gate.wait(30)
+        self.gate.wait()
         self.tries += 1
         if self.fails:
             raise ConnectionError("the network\nis gone")
@@ -390,14 +395,17 @@ def test_a_sink_that_fails_is_said_once_and_counted_and_the_run_goes_on(toy: Toy
     assert toy.outcome == "finished"
 
 
-def test_a_sink_that_comes_back_is_used_again(toy: Toy, said: list[str]) -> None:
-    carrier = Carrier(toy, said.append, rest_s=0.05)
+def test_a_sink_that_comes_back_is_used_again(toy: Toy, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    time_s = [1000.0]
+    monkeypatch.setattr("unetfast.train.sinks.carrier.time", SimpleNamespace(monotonic=lambda: time_s[0]))
+    carrier = Carrier(toy, said.append, rest_s=60)
     toy.fails = True
     for step in range(MAX_FAILURES):
         carrier.add_row(train_row(step))
-    wait_for(lambda: toy.tries == MAX_FAILURES)
+    wait_for(lambda: carrier._rests_until_s > 0)  # it is left alone from now on
+    assert toy.tries == MAX_FAILURES
     toy.fails = False
-    time.sleep(0.1)
+    time_s[0] += 61
     carrier.add_row(train_row(9))
     carrier.close("finished")
     assert toy.steps == [9]
@@ -406,13 +414,11 @@ def test_a_sink_that_comes_back_is_used_again(toy: Toy, said: list[str]) -> None
 
 def test_a_slow_sink_holds_up_neither_the_run_nor_its_end(toy: Toy, said: list[str]) -> None:
     carrier = Carrier(toy, said.append, close_within_s=0.1)
-    toy.gate.clear()
-    began_s = time.perf_counter()
+    toy.gate.clear()  # until this test is over: whoever waited for the sink would wait for ever
     for step in range(1000):
         carrier.add_row(train_row(step))
-    assert time.perf_counter() - began_s < 1
     carrier.close("finished")
-    assert time.perf_counter() - began_s < 2
+    assert (toy.tries, toy.outcome) == (0, "")
     assert said == ["warning: Toy has not taken 1,000 of 1,000 rows and pictures within 0.1 s; metrics.jsonl holds every row"]
 
 
@@ -434,7 +440,7 @@ def test_sinks_that_were_opened_are_closed_where_a_later_one_cannot_be(
 
 
 def wait_for(condition: Any) -> None:
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.002)
