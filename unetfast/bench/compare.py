@@ -129,12 +129,14 @@ def _conclude(comparison: Mapping[str, Any]) -> str:
         if (named := [name for name, change in changes.items() if change["verdict"] == verdict])
     ]
     text = "; ".join(parts)
-    if any(change["few_rounds"] for change in changes.values()):
-        text += f" (a record has fewer than {MIN_ROUNDS} rounds; take --rounds {MIN_ROUNDS} or more)"
-    elif any(change["verdict"] == UNKNOWN for change in changes.values()):
-        text += " (rounds differ too much among themselves; run both on a quiet machine, with longer --seconds)"
-    if comparison["busy"]:
-        text += " (beside other programs; run both on a quiet machine)"
+    few = any(change["few_rounds"] for change in changes.values())
+    wide = not few and any(change["verdict"] == UNKNOWN for change in changes.values())
+    reasons = [f"a record has fewer than {MIN_ROUNDS} rounds; take --rounds {MIN_ROUNDS} or more"] * few
+    reasons += ["rounds differ too much among themselves"] * wide
+    reasons += ["other programs had cores meanwhile"] * bool(comparison["busy"])
+    if wide or comparison["busy"]:
+        reasons.append("run both on a quiet machine, with longer --seconds")
+    text += f" ({'; '.join(reasons)})" if reasons else ""
     return text if comparison["comparable"] else f"not comparable, machine or data differ; as it stands, {text}"
 
 
