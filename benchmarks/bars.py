@@ -56,7 +56,7 @@ class Program:
 
 TOY_DATA = Program("toydata", (), 60, 1200)
 PROGRAMS = (
-    Program("packing", ("C1", "C2"), 60, 110),
+    Program("packing", ("C1", "C2"), 70, 110),
     Program("reading", ("C3",), 25, 50),
     Program("masks", ("C6",), 15, 40),
     Program("seeking", ("C7",), 90, 150),
@@ -64,7 +64,7 @@ PROGRAMS = (
     Program("training_step", ("C8",), 90, 150),
     Program("startup", ("S1",), 20, 40),
     Program("inference", (), 50, 90),
-    Program("growth", (), 120, 240),
+    Program("growth", (), 110, 240),
     Program("whole_job", (), 180, 240),
 )
 

@@ -38,7 +38,7 @@ from unetfast.data.shard import ShardWriter
 _WRITE_BYTES = 160_000_000  # what a writer writes in a round
 _QUICK_WRITE_BYTES = 2_000_000
 DRAWN_CARS = 16  # toy images; files are linked as often as wanted
-_PACKED_IMAGES, _QUICK_PACKED_IMAGES = 160, 32
+_PACKED_IMAGES, _QUICK_PACKED_IMAGES = 256, 32
 _OURS, _PEER, _COPY = "unetfast ShardWriter", "webdataset TarWriter", "bare copy to a file"
 _OPTIONS = PackOptions(val_fraction=0.0)
 _COLUMNS = {
