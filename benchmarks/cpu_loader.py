@@ -263,7 +263,7 @@ def tell_steps(steps: dict[str, Any] | None, other: dict[str, Any]) -> str:
     if "image" not in parts:
         return told
     bound = percentile(other["core_ms_per_image"]["rounds"], 0.5) / parts["image"]
-    return f"{told} (if it were the first alone: {bound:.3g}x per core-second)"
+    return f"{told} (with nothing but the image: {bound:.3g}x per core-second)"
 
 
 def _ratios(upper: dict[str, Any], lower: dict[str, Any], figure: str) -> list[float]:

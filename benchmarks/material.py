@@ -285,7 +285,7 @@ def say_share(what: str, part: Sequence[Took], ours: Sequence[Took], theirs: Seq
         theirs: rounds of the peer.
     """
     share = percentile([alone.wall_s / own.wall_s for alone, own in zip(part, ours, strict=True)], 0.5)
-    return f"{what} takes {share:.0%} of our time; it alone would be {percentile(ratios(part, theirs), 0.5):.3g}x"
+    return f"{what} takes {100 * share:.2g} % of our time; it alone would be {percentile(ratios(part, theirs), 0.5):.3g}x"
 
 
 def print_sides(title: str, sides: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:

@@ -24,11 +24,12 @@ _PLAIN = ("augment.hflip.prob=0", "augment.resized_crop.prob=0")
 _STEP_ROUNDS = 5
 # what the threads of the CPU backend call for a row of a batch; none of these calls another
 _STEPS = {
-    (cpu, "decode_sample"): "image",  # read, checked, decoded or inflated
+    (SplitReader, "read_pair"): "read and check",
+    (cpu, "decode_sample"): "image",  # decoded or inflated
     (cpu, "resize_box"): "resize",
     (cpu, "warp_image"): "rotation",
     (cpu, "flip_image"): "flip",
-    (SplitReader, "decode_mask"): "mask",  # read, checked, inflated
+    (cpu, "decode_mask"): "mask",  # inflated
     (cpu, "inflate_bits"): "mask",
     (cpu, "gather_mask"): "mask lookup",
 }

@@ -127,7 +127,7 @@ def tell_share(ours: dict[str, Any], r1: dict[str, Any], machine: dict[str, Any]
         if rate and work:
             reached = work * side["images_per_s"]["median"]
             told.append(
-                f"{name} reaches {reached:.3g} of {rate:.4g} GFLOP/s that products of {dtype} do ({reached / rate:.0%})"
+                f"{name} reaches {reached:.3g} of {rate:.4g} GFLOP/s that products of {dtype} do ({100 * reached / rate:.2g} %)"
             )
     return "; ".join(told)
 

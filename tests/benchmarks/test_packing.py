@@ -46,7 +46,7 @@ def test_a_bare_copy_holds_the_bytes_of_all_members(tmp_path: Path) -> None:
 
 def test_a_share_is_of_the_same_rounds() -> None:
     part, ours, theirs = ([material.Took(wall_s, wall_s) for wall_s in walls] for walls in ((1.0, 1.0), (2.0, 4.0), (8.0, 8.0)))
-    assert material.say_share("copying", part, ours, theirs) == "copying takes 38% of our time; it alone would be 8x"
+    assert material.say_share("copying", part, ours, theirs) == "copying takes 38 % of our time; it alone would be 8x"
 
 
 @pytest.mark.parametrize("name", ["tarfile", "webdataset TarWriter", "webdataset ShardWriter"])

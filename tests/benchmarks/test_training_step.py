@@ -42,7 +42,7 @@ def test_ratios_are_of_the_same_round() -> None:
     assert bar["ratio"]["rounds"] == [4.0, 3.0, 5.0]
     assert bar["verdict"] == "pass"
     assert bar["note"].startswith(
-        "ours reaches 52.5 of 1050 GFLOP/s that products of bfloat16 do (5%); R1's reaches 10.4 of 104"
+        "ours reaches 52.5 of 1050 GFLOP/s that products of bfloat16 do (5 %); R1's reaches 10.4 of 104"
     )
     assert judge([2.0, 4.0, 3.0])["verdict"] == "short"
 
