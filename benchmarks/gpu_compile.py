@@ -206,6 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
             begin = Start(given.shards, given.device, tuple(given.set), NUM_EPOCHS)
             cold = Apart(observe, begin).result(given.timeout)
             record["kept_mib"] = size_mib(kept)
+            if cold["compiled"] and not record["kept_mib"]:
+                raise SideError(f"a compiled run kept nothing in {kept}: a start is not warm")
             for _ in range(given.rounds):
                 warm.append(Apart(observe, replace(begin, num_epochs=0)).result(given.timeout))
     except UserError as error:
