@@ -78,7 +78,8 @@ class Outcome:
         error: why there is no record, or what failed in it; "" where all went well.
         record: the JSON object that it wrote; None where it wrote none.
         told: what it printed for people.
-        left_out: why it did not run, where that is no failure.
+        left_out: why it did not run to its end, where that is no failure.
+        was_stopped: it ran into its limit.
     """
 
     wall_s: float
@@ -86,6 +87,7 @@ class Outcome:
     record: dict[str, Any] | None
     told: str = ""
     left_out: str = ""
+    was_stopped: bool = False
 
 
 def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, log: Path, folder: Path = BENCHMARKS) -> Outcome:
@@ -101,6 +103,7 @@ def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, l
     path = log.with_suffix(".json")
     command = [sys.executable, str(folder / f"{program.name}.py"), *arguments, "--json", path.name]
     began = time.monotonic()
+    was_stopped = False
     with log.open("w", encoding="utf-8") as printed:
         # it works where its record goes, so that no record holds the name of a folder of this machine
         process = subprocess.Popen(command, cwd=log.parent, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
@@ -108,6 +111,7 @@ def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, l
             code = process.wait(timeout=limit_s)
             error = "" if code == 0 else _say_end(code, log)
         except subprocess.TimeoutExpired:
+            was_stopped = True
             error = f"stopped after {limit_s:.0f} s"
         finally:
             with contextlib.suppress(ProcessLookupError):  # its own processes must not outlive it
@@ -118,7 +122,7 @@ def run_program(program: Program, arguments: Sequence[str], *, limit_s: float, l
         record = json.loads(path.read_text(encoding="utf-8"))
     elif not error:
         error = "ended well, but wrote no record"
-    return Outcome(round(time.monotonic() - began, 1), error, record, _read_told(log))
+    return Outcome(round(time.monotonic() - began, 1), error, record, _read_told(log), was_stopped=was_stopped)
 
 
 def _read_told(log: Path) -> str:
@@ -143,17 +147,21 @@ def run_programs(
     for program in programs:
         left_s = end - time.monotonic()
         if not program.bars and left_s < program.seconds:
-            why = f"{max(0, left_s):.0f} s were left, and it takes {program.seconds:.0f}; it can be run by hand"
-            outcomes[program.name] = Outcome(0.0, "", None, left_out=why)
+            outcome = Outcome(0.0, "", None, left_out=_say_short(program, left_s))
         elif left_s <= 0:
-            outcomes[program.name] = Outcome(0.0, f"had no time left within {seconds / 60:g} minutes", None)
+            outcome = Outcome(0.0, f"had no time left within {seconds / 60:g} minutes", None)
         else:
-            log = logs / f"{program.name}.log"
-            limit_s = min(program.limit_s, left_s)
-            outcomes[program.name] = run_program(program, arguments, limit_s=limit_s, log=log, folder=folder)
-        outcome = outcomes[program.name]
+            log, limit_s = logs / f"{program.name}.log", min(program.limit_s, left_s)
+            outcome = run_program(program, arguments, limit_s=limit_s, log=log, folder=folder)
+            if not program.bars and outcome.was_stopped and limit_s < program.limit_s:
+                outcome = Outcome(outcome.wall_s, "", None, left_out=_say_short(program, left_s))
+        outcomes[program.name] = outcome
         _say_outcome(program, outcome)
     return outcomes
+
+
+def _say_short(program: Program, left_s: float) -> str:
+    return f"{max(0, left_s):.0f} s were left, and it takes about {program.seconds:.0f}; it can be run by hand"
 
 
 def _say_outcome(program: Program, outcome: Outcome) -> None:

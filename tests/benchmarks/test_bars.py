@@ -109,9 +109,23 @@ def test_what_has_no_bar_is_left_out_where_time_is_too_short_for_it(tmp_path: Pa
     programs = [Program("long", (), 5000, 60), Program("short", (), 0, 60)]
     outcomes = bars.run_programs(programs, [], seconds=600, logs=tmp_path, folder=tmp_path)
     assert (outcomes["long"].error, outcomes["long"].record) == ("", None)
-    assert "and it takes 5000; it can be run by hand" in outcomes["long"].left_out
+    assert "and it takes about 5000; it can be run by hand" in outcomes["long"].left_out
     assert (outcomes["short"].left_out, outcomes["short"].record) == ("", {"bars": [], "seed": None})
     assert "left out: " in capsys.readouterr().err
+
+
+def test_what_has_no_bar_and_meets_the_end_of_all_time_has_not_failed(tmp_path: Path) -> None:
+    write_program(tmp_path, "slow", "import time\ntime.sleep(600)")
+
+    def run(*bars_of_it: str, seconds: float, limit_s: float) -> Outcome:
+        programs = [Program("slow", bars_of_it, 0, limit_s)]
+        return bars.run_programs(programs, [], seconds=seconds, logs=tmp_path, folder=tmp_path)["slow"]
+
+    at_the_end = run(seconds=0.5, limit_s=60)
+    assert at_the_end.error == ""
+    assert "were left, and it takes about 0" in at_the_end.left_out
+    assert run(seconds=600, limit_s=0.25).error.startswith("stopped after")  # its own limit
+    assert run("C1", seconds=0.5, limit_s=60).error
 
 
 def test_limits_are_of_expected_times_and_these_fit_into_the_time_of_all() -> None:
