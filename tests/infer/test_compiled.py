@@ -167,7 +167,7 @@ def test_a_record_gives_the_numbers_of_each_call() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_masks_from_a_cuda_graph_are_those_of_an_uncompiled_net(tmp_path: Path, save_tiny_model: SaveModel) -> None:
     photos = save_photos(tmp_path / "in", (40, 60), (70, 50), (33, 90))
-    checkpoint = save_tiny_model()
+    checkpoint = save_tiny_model(model={"base_channels": 2, "depth": 1, "convs_per_block": 1})
     for compiled, out in ((False, "plain"), (True, "compiled")):
         predict(checkpoint, photos, tmp_path / out, compiled=compiled, probs=True, device="cuda", batch_size=2)
     for place in range(3):

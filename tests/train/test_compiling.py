@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from unetfast.checkpoint import load_checkpoint
 from unetfast.config import Config
+from unetfast.device import resolve_device
 from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.hostmemory import FreedMemory
 from unetfast.model.unet import UNet
 from unetfast.train.compiling import check_graphs, check_parts, compile_network, warn_of_skipped_graphs
 from unetfast.train.loop import train
+from unetfast.train.randomness import numeric_settings
 from unetfast.train.runfolder import RunFolder
 from unetfast.train.setup import build_run, describe_memory, describe_run
-from unetfast.train.step import take_smaller_parts
+from unetfast.train.step import take_smaller_parts, train_step
 
 MakeConfig = Callable[..., Config]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -112,16 +113,43 @@ def test_memory_that_cannot_be_kept_is_said() -> None:
     assert line.endswith("(GLIBC_TUNABLES is set)")
 
 
+def take_steps(shards: Path, folder: Path, make_config: MakeConfig, **settings: Any) -> dict[str, torch.Tensor]:
+    """Take six steps of a small net, and no more: one graph to compile. Returns the weights."""
+    model = {"base_channels": 2, "depth": 1, "convs_per_block": 1}
+    config = make_config(train=settings, optimizer={"name": "sgd"}, model=model)
+    device = resolve_device(config.train.device)
+    with (
+        numeric_settings(seed=config.train.seed, deterministic=False, device=device),
+        build_run(shards, config, RunFolder(folder)) as run,
+    ):
+        batches = iter(run.loader)
+        for _ in range(6):
+            train_step(run, next(batches))
+        return {name: weight.cpu().clone() for name, weight in run.model.state_dict().items()}
+
+
+def test_steps_are_one_graph(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_plainly = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: compile_plainly(self, backend="eager", **given))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, plain = (take_steps(toy_shards, tmp_path, make_config, compile=mode) for mode in ("on", "off"))
+    assert counters["stats"]["unique_graphs"] == 1
+    for name, weight in plain.items():
+        torch.testing.assert_close(compiled[name], weight)
+    torch._dynamo.reset()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_graphs_train_as_a_compiled_run_does(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
     torch._dynamo.reset()
     counters.clear()
-    found = []
-    for mode in ("on", "graphs"):
-        config = make_config(train={"device": "cuda", "compile": mode, "max_steps": 6}, optimizer={"name": "sgd"})
-        train(toy_shards, config, tmp_path / mode)
-        found.append(load_checkpoint(tmp_path / mode / "last.pt").weights)
+    launched, replayed = (
+        take_steps(toy_shards, tmp_path, make_config, device="cuda", compile=mode) for mode in ("on", "graphs")
+    )
     assert not counters["inductor"]["cudagraph_skips"]
-    for name, weight in found[0].items():
-        torch.testing.assert_close(found[1][name], weight, rtol=1e-4, atol=1e-5)
+    for name, weight in launched.items():
+        torch.testing.assert_close(replayed[name], weight, rtol=1e-4, atol=1e-5)
