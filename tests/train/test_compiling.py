@@ -142,6 +142,20 @@ def test_steps_are_one_graph(
     torch._dynamo.reset()
 
 
+def test_a_compiler_that_fails_is_a_users_error(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler found\nand more")
+
+    compile_plainly = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: compile_plainly(self, backend=fail, **given))
+    torch._dynamo.reset()
+    with pytest.raises(UserError, match=r"train\.compile: torch cannot compile the network \(.*take --set train\.compile=off"):
+        take_steps(toy_shards, tmp_path, make_config, compile="on")
+    torch._dynamo.reset()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_graphs_train_as_a_compiled_run_does(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:

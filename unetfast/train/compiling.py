@@ -14,7 +14,7 @@ import torch
 from unetfast.compilecache import keep_compiled
 from unetfast.config import Config
 from unetfast.distributed import World
-from unetfast.errors import UserError
+from unetfast.errors import UserError, say_briefly
 from unetfast.model.network import Network
 
 GRAPHS = "graphs"
@@ -71,6 +71,20 @@ def check_parts(config: Config, accumulation: int) -> None:
             f'train.compile = "graphs" has no accumulation, and this run cuts its batches into {accumulation} parts, since its '
             f"memory ran out; {_REMEDY}"
         )
+
+
+def check_compiler(error: BaseException) -> None:
+    """Say in a line what a compiler's failure in a step means, such as that there is no C++ compiler.
+
+    Raises:
+        UserError: the error is one of the compiler that torch.compile hands its graphs to.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    if isinstance(error, BackendCompilerFailed):
+        raise UserError(
+            f"train.compile: torch cannot compile the network ({say_briefly(error)}); take --set train.compile=off"
+        ) from error
 
 
 def warn_of_skipped_graphs(config: Config) -> str | None:

@@ -14,7 +14,7 @@ from unetfast.errors import UserError
 from unetfast.loader.batch import Batch
 from unetfast.model.deep import full_size, supervised_loss
 from unetfast.model.metrics import confusion_matrix
-from unetfast.train.compiling import GRAPHS
+from unetfast.train.compiling import GRAPHS, check_compiler
 from unetfast.train.guard import update_weights
 from unetfast.train.memory import free_memory, is_out_of_memory, next_accumulation
 from unetfast.train.meter import StepClock
@@ -29,7 +29,7 @@ def train_step(run: Run, batch: Batch) -> None:
     micro-batches, which the run keeps from then on.
 
     Raises:
-        UserError: memory ran out, and smaller micro-batches are not wanted or do not help.
+        UserError: memory ran out, and smaller micro-batches are not wanted or do not help; or the network cannot be compiled.
     """
     begin_step(run)
     finish_step(run, batch, *compute_gradients_in_memory(run, batch))
@@ -61,6 +61,8 @@ def compute_gradients_in_memory(run: Run, batch: Batch) -> tuple[Tensor, Tensor]
             return compute_gradients(run, batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
+                if run.compiled:
+                    check_compiler(error)
                 raise
             problem = str(error).strip().splitlines()
         # outside of `except`: the error's traceback holds the activations of the pass that failed
