@@ -228,7 +228,8 @@ def make_bars(group: Group, data: LoaderData, sides: dict[str, dict[str, Any]]) 
         if kind.ours not in sides or kind.peer not in sides:
             continue
         own, other = sides[kind.ours], sides[kind.peer]
-        what = f"loader, {data.name} to {size}, {group.figure.replace('_', ' ')}: {kind.ours} / {kind.peer}"
+        unit = "images/core-s" if group.figure == "images_per_core_s" else "images/s"
+        what = f"loader, {data.name}: {kind.ours} / {kind.peer}, {unit} at {size}"
         bounds = {"floor": kind.floor, "goal": kind.goal}
         failed = next((f"{name}: {sides[name]['error']}" for name in (kind.ours, kind.peer) if "error" in sides[name]), "")
         if failed:

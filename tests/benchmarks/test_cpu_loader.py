@@ -256,6 +256,7 @@ def test_bars_are_ratios_of_rounds_and_need_the_quality() -> None:
     data = loader_data.LoaderData("ade20k", False, Path(), (), {})
     sides = {"ours exact": made_side([8.0, 8.0], [1.0, 2.0]), "webdataset + Pillow": made_side([2.0, 1.0], [4.0, 4.0])}
     [bar] = cpu_loader.make_bars(cpu_loader.C4, data, sides)
+    assert bar["what"] == "loader, ade20k toy: ours exact / webdataset + Pillow, images/core-s at 256x256"
     assert bar["ratio"]["rounds"] == [4.0, 2.0]  # per core-second
     assert (bar["bar"], bar["floor"], bar["goal"], bar["verdict"]) == ("C4", 3, 5, "pass")
     assert "images/s 6x; PSNR at least 57.0 dB, theirs 57.0; masks identical" in bar["note"]
