@@ -38,7 +38,7 @@ from unetfast.data.plan import MIB, PackPlan, ShardPlan, build_plan
 from unetfast.data.sources.base import ScanProblem, SourceOptions, SourceScan
 from unetfast.data.sources.detect import scan_source
 from unetfast.data.sources.named import scan_named
-from unetfast.data.workers import check_main_guard, count_cores, run_tasks
+from unetfast.data.workers import count_cores, run_tasks
 from unetfast.errors import UserError
 
 __all__ = ["PackOptions", "PackReport", "check_problems", "pack", "pack_folders", "pack_scan"]
@@ -64,9 +64,6 @@ def pack(
 ) -> PackReport:
     """Pack a source folder into a shard folder. An interrupted packing goes on when it is called again.
 
-    Worker processes are started afresh (not forked), so a script that calls this needs the usual
-    `if __name__ == "__main__":`.
-
     Args:
         src: the data set's folder.
         out: the shard folder; made when missing.
@@ -84,7 +81,6 @@ def pack(
             what to do.
     """
     src, out = Path(src), Path(out)
-    check_main_guard()
     check_place(src, out)
     scan = scan_source(src, dataset, source_options)
     return pack_scan(
@@ -117,7 +113,6 @@ def pack_folders(
         folders: split ("train", "val", "test", or "" to be split) -> folder of images, folder of masks.
         out: the shard folder; made when missing; in none of those folders.
     """
-    check_main_guard()
     root, scan = scan_named(folders, source_options)
     for place in {place for pair in folders.values() for place in pair}:
         check_place(place, out)

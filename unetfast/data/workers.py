@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -17,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 import cv2
@@ -43,16 +45,6 @@ class Work(Protocol[Task_contra, Result_co]):
 def count_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_main_guard() -> None:
-    """Refuse to pack from within a worker that is importing the script which started it.
-
-    Raises:
-        UserError: the script lacks its guard.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError('a script that packs needs `if __name__ == "__main__":` around what it does')
 
 
 def run_tasks(
@@ -92,27 +84,34 @@ def run_tasks(
 
 
 class _Worker:
-    """One process and the pipe to it."""
+    """One process and the pipe to it.
+
+    It is a Python of its own that imports this module alone; multiprocessing's would import the calling script again, and with
+    it all that the script imports.
+    """
 
     def __init__(self, work: Work[Any, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
-        theirs.close()
+        self.pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            place = theirs.fileno()
+            code = f"import sys; sys.path[:] = {sys.path!r}; from unetfast.data.workers import serve; serve({place})"
+            self.process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[place], stdin=subprocess.DEVNULL)
         self.busy = False
+        self._send(work)
 
     def give(self, task: Any) -> None:
         self.busy = True
-        with suppress(BrokenPipeError):  # it died; taking its answer says so
-            self.pipe.send(task)
+        self._send(task)
+
+    def _send(self, value: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died; taking its answer says so
+            self.pipe.send(value)
 
     def take(self) -> tuple[str, Any]:
         try:
             kind, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            self.process.join(_JOIN_S)
-            code = self.process.exitcode
+            code = self._wait()
             why = "perhaps for want of memory: use fewer --workers" if code and code < 0 else "it says above why"
             raise UserError(
                 f"a worker process ended (exit code {code}), {why}\n  what is packed so far is kept: repeat the command"
@@ -121,12 +120,15 @@ class _Worker:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.join(_JOIN_S)
-        if self.process.is_alive():
+        if self._wait() is None:
             self.process.kill()
-            self.process.join()
-        self.process.close()
+            self.process.wait()
         self.pipe.close()
+
+    def _wait(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_JOIN_S)
+        return self.process.returncode
 
 
 class _ThreadWorker:
@@ -196,10 +198,16 @@ def _serve_pool(pool: list[_Worker | _ThreadWorker], tasks: list[Any], report: C
             yield value
 
 
-def _serve(pipe: Connection, work: Work[Any, Any]) -> None:
-    """Body of a worker process."""
+def serve(place: int) -> None:
+    """Do a parent's work until it ends this process; the body of a worker process.
+
+    Args:
+        place: descriptor of the pipe to the parent, which sends the work, then one task after the other.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(place,), daemon=True).start()
+    pipe = Connection(place)
+    work = pipe.recv()
     cv2.setNumThreads(1)
     keep_freed_memory()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the command line's own process
@@ -248,8 +256,9 @@ class _Reporter:
         self._count, self._last = 0, time.monotonic()
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def _die_with_parent(place: int) -> None:
+    """End this process when the other end of its pipe is closed, as it is when the parent was killed."""
+    poll = select.poll()
+    poll.register(place, 0)  # the end alone is told, no data
+    poll.poll()
+    os._exit(1)
