@@ -323,7 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
         if one.error or one.left_out:
             print(f"{name}.py {f'failed: {one.error}' if one.error else f'left out: {one.left_out}'}")
     if before is not None:
-        print("\n".join(f"against {given.against.name}: {line}" for line in compare_verdicts(before, bars)))
+        asked = [bar for bar in before if not wanted or bar["bar"] in wanted]
+        print("\n".join(f"against {given.against.name}: {line}" for line in compare_verdicts(asked, bars)))
     path, told = choose_record(given, outcomes)
     record = {
         "benchmark": "bars",
