@@ -61,11 +61,11 @@ PROGRAMS = (
     Program("masks", ("C6",), 15, 40),
     Program("seeking", ("C7",), 90, 150),
     Program("cpu_loader", ("C4", "C5"), 240, 360),
-    Program("training_step", ("C8",), 90, 150),
+    Program("training_step", ("C8",), 105, 150),
     Program("startup", ("S1",), 20, 40),
     Program("inference", (), 50, 90),
     Program("growth", (), 110, 240),
-    Program("whole_job", (), 180, 240),
+    Program("whole_job", (), 165, 240),
 )
 
 
