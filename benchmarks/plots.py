@@ -32,7 +32,7 @@ _PASSED: dict[str, Any] = {"marker": "o", "color": DARK, "markersize": 6}
 _SHORT: dict[str, Any] = {"marker": "X", "color": "#c0392b", "markersize": 7}
 # marker of each kind of operation in the roofline; the last one stands for all others
 _KINDS = {"convolution": "o", "transposed convolution": "s", "norm": "^", "loss": "v", "": "D"}
-_LABEL_CHARS = 78  # of a bar's text beside the picture
+_LABEL_CHARS = 110
 
 
 def over_floor(value: float, bar: Mapping[str, Any]) -> float:
@@ -50,7 +50,7 @@ def draw_bars(records: Mapping[str, Mapping[str, Any]]) -> Figure:
     if not bars:
         raise ValueError("no bar in the records has a figure")
     bars.sort(key=lambda bar: bar["bar"])
-    figure = Figure(figsize=(13, 1.3 + 0.3 * len(bars)), dpi=100)
+    figure = Figure(figsize=(14.5, 1.3 + 0.3 * len(bars)), dpi=100)
     axes = figure.subplots()
     figure.subplots_adjust(left=0.5, right=0.9, top=1 - 0.5 / figure.get_figheight(), bottom=0.75 / figure.get_figheight())
     for place, bar in enumerate(bars):
