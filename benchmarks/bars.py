@@ -56,15 +56,15 @@ class Program:
 
 TOY_DATA = Program("toydata", (), 60, 1200)
 PROGRAMS = (
-    Program("packing", ("C1", "C2"), 70, 110),
-    Program("reading", ("C3",), 25, 50),
-    Program("masks", ("C6",), 15, 40),
+    Program("packing", ("C1", "C2"), 63, 110),
+    Program("reading", ("C3",), 16, 50),
+    Program("masks", ("C6",), 19, 40),
     Program("seeking", ("C7",), 90, 150),
-    Program("cpu_loader", ("C4", "C5"), 240, 360),
-    Program("training_step", ("C8",), 105, 150),
+    Program("cpu_loader", ("C4", "C5"), 215, 360),
+    Program("training_step", ("C8",), 108, 150),
     Program("startup", ("S1",), 20, 40),
-    Program("inference", (), 50, 90),
-    Program("growth", (), 110, 240),
+    Program("inference", (), 66, 100),
+    Program("growth", (), 105, 180),
     Program("whole_job", (), 165, 240),
 )
 

@@ -1,6 +1,7 @@
-"""How cost grows: opening, order and seek at 10^3 to 10^7 samples, packing 10^3 to 10^5, the loader by threads and batch.
+"""How cost grows: opening, order and seek at 10^3 to 10^7 samples, packing 10^3 to 3*10^4, the loader by threads and batch.
 
     python benchmarks/growth.py
+    python benchmarks/growth.py --all-sides     # packing up to 10^5
 
 Indexes are synthesised (largeindex.py), each in a process of its own, so that memory is that of one size. Packing is the whole
 of `pack()`, from scan to manifest, on CLEVR frames of a sixteenth of their pixels: so what each sample costs beside its pixels
@@ -32,7 +33,7 @@ from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
 
 _SIZES, _QUICK_SIZES = (10**3, 10**4, 10**5, 10**6, 10**7), (10**3, 10**4)
-_PACKED, _QUICK_PACKED = (10**3, 10**4, 10**5), (16, 32)  # small toy CLEVR frames
+_PACKED, _QUICK_PACKED, _ALL_PACKED = (10**3, 10**4, 3 * 10**4), (16, 32), (10**5,)  # small toy CLEVR frames
 _ROUND_FRAMES = 10_000  # packed in all rounds of a size: large ones have fewer
 _FRAME_BYTES = 20_000  # room for a small frame, with what a tar adds
 _BATCHES, _QUICK_BATCHES = (1, 4, 16, 64), (1, 4)
@@ -43,7 +44,7 @@ _ROWS = 1024  # positions looked up at once, as the loader does
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return material.run_program("growth", __doc__, arguments, measure)
+    return material.run_program("growth", __doc__, arguments, measure, add=material.add_all_sides)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -119,7 +120,8 @@ def measure_packing(given: argparse.Namespace) -> dict[str, Any]:
     """Pack more and more small frames by one worker, each number in a process of its own."""
     drawn = draw_toy("clevr", given.data, small=True, seed=given.seed)
     found: dict[str, Any] = {}
-    for num_frames in _QUICK_PACKED if given.quick else _PACKED:
+    sizes = _QUICK_PACKED if given.quick else _PACKED + _ALL_PACKED * given.all_sides
+    for num_frames in sizes:
         source, linked = link_videos(drawn, given.data / f"{drawn.name}-linked{num_frames}", num_frames)
         name = f"{linked:,} frames"
         num_rounds = max(1, min(given.rounds, _ROUND_FRAMES // linked))

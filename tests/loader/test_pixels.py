@@ -8,13 +8,12 @@ import simplejpeg
 
 from unetfast.config import build_config
 from unetfast.data.codecs import encode_image
-from unetfast.loader.augment import draw_augmentation
+from unetfast.loader.augment import draw_augmentation, find_image_matrix
 from unetfast.loader.masklookup import gather_mask
 from unetfast.loader.order import Places
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_reduced,
-    find_warp_maps,
     resize_box,
     transform_color,
     warp_image,
@@ -80,7 +79,7 @@ def test_warp_is_bilinear_about_the_centre_with_zeros_outside(sections: dict[str
     places = Places(np.arange(8), np.zeros(8, dtype=int), np.arange(8), np.zeros(8, dtype=int))
     config = build_config({"augment": sections}).augment
     numbers = draw_augmentation(config, places, np.tile((61, 83), (8, 1)), seed=0, target_hw=(61, 83))
-    maps = find_warp_maps(numbers.warp_matrix, np.zeros(8, dtype=bool), np.zeros(8, dtype=bool), (61, 83))
+    maps = find_image_matrix(numbers.warp_matrix, np.zeros(8, dtype=bool), np.zeros(8, dtype=bool), (61, 83))
     for matrix, to_centres in zip(numbers.warp_matrix, maps, strict=True):
         result = np.empty_like(image)
         warp_image(image, to_centres, result)

@@ -68,6 +68,7 @@ class Augmentation:
         zoom: size of the content after the warp relative to before, in (0, 1], float64, (n,).
         has_warp: whether step 3 is done, bool, (n,).
         warp_matrix: from a target position to the position in the resized, flipped image, float64, (n, 2, 3).
+        image_matrix: the same for `warp_image`: into the image that is not flipped yet, from pixel centres, float64, (n, 2, 3).
         brightness: factor, 1 where none is drawn, float64, (n,).
         contrast: factor about middle grey (128), likewise.
         saturation: factor, likewise.
@@ -87,6 +88,7 @@ class Augmentation:
     zoom: np.ndarray
     has_warp: np.ndarray
     warp_matrix: np.ndarray
+    image_matrix: np.ndarray
     brightness: np.ndarray
     contrast: np.ndarray
     saturation: np.ndarray
@@ -175,6 +177,7 @@ def draw_augmentation(
         zoom=zoom,
         has_warp=(degrees != 0) | (zoom != 1),
         warp_matrix=warp_matrix,
+        image_matrix=find_image_matrix(warp_matrix, hflip, vflip, target_hw),
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,
@@ -268,6 +271,27 @@ def _warp_matrix(degrees: np.ndarray, zoom: np.ndarray, target_hw: tuple[int, in
     matrix[:, 0, 0], matrix[:, 0, 1] = cosine, -sine
     matrix[:, 1, 0], matrix[:, 1, 1] = sine, cosine
     matrix[:, :, 2] = np.array([width, height]) / 2 - matrix[:, :, :2] @ (np.array([width, height]) / 2)
+    return matrix
+
+
+def find_image_matrix(warp_matrix: np.ndarray, hflip: np.ndarray, vflip: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Lead warps into images that are not flipped yet, and count from pixel centres.
+
+    Args:
+        warp_matrix: from target positions to those in the resized, flipped image, whole numbers at pixel edges, float64,
+            (n, 2, 3).
+        hflip: which images are mirrored left to right, bool, (n,).
+        vflip: and which top to bottom.
+        hw: height and width of the images, pixels.
+
+    Returns:
+        For `unetfast.loader.pixels.warp_image`, float64, (n, 2, 3).
+    """
+    matrix = warp_matrix.copy()
+    for axis, (is_flipped, size) in enumerate(((hflip, hw[1]), (vflip, hw[0]))):
+        matrix[is_flipped, axis] *= -1
+        matrix[is_flipped, axis, 2] += size
+    matrix[:, :, 2] += matrix[:, :, 0] * 0.5 + matrix[:, :, 1] * 0.5 - 0.5
     return matrix
 
 

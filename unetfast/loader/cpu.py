@@ -27,7 +27,6 @@ from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
     decode_sample,
-    find_warp_maps,
     flip_image,
     resize_box,
     transform_color,
@@ -84,16 +83,13 @@ class _Job(Job):
 
 
 def _make_job(plan: BatchPlan, slot: _Slot) -> _Job:
-    numbers, (height, width) = plan.augmentation, slot.mask_NHW.shape[1:]
-    maps = numbers.warp_matrix
-    if numbers.has_warp.any():
-        maps = find_warp_maps(maps, numbers.hflip, numbers.vflip, (height, width))
+    numbers = plan.augmentation
     return _Job(
         plan,
         slot=slot,
         sample_ids=plan.places.sample_ids.tolist(),
         flips=list(zip(numbers.hflip.tolist(), numbers.vflip.tolist(), strict=True)),
-        warp_maps=_take_where(maps, numbers.has_warp),
+        warp_maps=_take_where(numbers.image_matrix, numbers.has_warp),
         color_matrices=_take_where(numbers.color_matrix, numbers.has_color),
     )
 

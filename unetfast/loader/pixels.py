@@ -179,27 +179,6 @@ def flip_image(rgb_HWC: np.ndarray, hflip: bool, vflip: bool, out_HWC: np.ndarra
     cv2.flip(rgb_HWC, -1 if hflip and vflip else int(hflip), dst=out_HWC)
 
 
-def find_warp_maps(warp_matrix: np.ndarray, hflip: np.ndarray, vflip: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Make the maps of a batch's warps: they lead into images that are not flipped yet, and count from pixel centres.
-
-    Args:
-        warp_matrix: from target positions to those in the resized, flipped image, whole numbers at pixel edges, float64,
-            (n, 2, 3).
-        hflip: which images are mirrored left to right, bool, (n,).
-        vflip: and which top to bottom.
-        hw: height and width of the images, pixels.
-
-    Returns:
-        For `warp_image`, float64, (n, 2, 3).
-    """
-    maps = warp_matrix.copy()
-    for axis, (is_flipped, size) in enumerate(((hflip, hw[1]), (vflip, hw[0]))):
-        maps[is_flipped, axis] *= -1
-        maps[is_flipped, axis, 2] += size
-    maps[:, :, 2] += maps[:, :, 0] * 0.5 + maps[:, :, 1] * 0.5 - 0.5
-    return maps
-
-
 def warp_image(rgb_HWC: np.ndarray, matrix: np.ndarray, out_HWC: np.ndarray) -> None:
     """Sample an image bilinearly at matrix @ (x, y, 1) of each pixel's centre; 0 outside.
 
