@@ -147,13 +147,17 @@ class SplitReader:
         """Read a sample's encoded mask; raises as `read_image` does."""
         return self._read(sample, "mask")
 
-    def read_pair(self, sample: int) -> tuple[bytes | memoryview, bytes | memoryview]:
+    def read_pair(self, sample: int, row: IndexRow | None = None) -> tuple[bytes | memoryview, bytes | memoryview]:
         """Read a sample's encoded image and mask, in one go where they lie side by side, as the packer puts them.
+
+        Args:
+            sample: its place in the split.
+            row: its row of the index, where it is read already.
 
         Raises:
             CorruptShardError: as `read_image`; where both are bad the mask is named.
         """
-        row = self.row(sample)
+        row = row or self.row(sample)
         end, start = row.mask_offset + row.mask_length, row.image_offset
         if 0 <= row.mask_offset - start - row.image_length <= _NEAR_BYTES:
             with suppress(CorruptShardError):  # read by themselves, they tell which one is at fault

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 
 from unetfast.config import LoaderConfig
 from unetfast.data.codecs import decode_mask, inflate_bits
+from unetfast.data.indexrow import IndexRow
 from unetfast.data.reader import SplitReader
 from unetfast.data.sample import MASK_CODECS
 from unetfast.errors import CorruptShardError
@@ -98,17 +100,18 @@ def _take_where(matrices: np.ndarray, are_used: np.ndarray) -> list[np.ndarray |
     return [matrix if is_used else None for matrix, is_used in zip(matrices, are_used.tolist(), strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(NamedTuple):
     """An image before it is decoded.
 
     Args:
         sample_id: of the sample.
+        row: of the index.
         data: the member, where it is read already.
         crop_yxyx: its crop box, stored pixels.
     """
 
     sample_id: int
+    row: IndexRow
     data: bytes | memoryview | None
     crop_yxyx: list[int]
 
@@ -138,12 +141,13 @@ class _Work:
     def load(self, job: _Job, row: int) -> None:
         """Load one row of a batch."""
         sample_id, numbers = job.sample_ids[row], job.plan.augmentation
-        image_data, mask_data = (None, None) if self.cache is not None else self.reader.read_pair(sample_id)
-        mask = self._find_mask(sample_id, mask_data)
+        index_row = self.reader.row(sample_id)
+        image_data, mask_data = (None, None) if self.cache is not None else self.reader.read_pair(sample_id, index_row)
+        mask = self._find_mask(sample_id, index_row, mask_data)
         if numbers.has_candidates:
             self.rule.settle(numbers, row, mask.unpack())
         crop_yxyx = numbers.crop_yxyx[row]
-        self._load_image(job, row, _Source(sample_id, image_data, crop_yxyx.tolist()))
+        self._load_image(job, row, _Source(sample_id, index_row, image_data, crop_yxyx.tolist()))
         matrix, out_HW = numbers.mask_matrix[row], job.slot.masks[row]
         gather_mask(mask.stored, matrix, crop_yxyx, self.rule.ignore_index, out_HW, is_packed=mask.is_packed)
 
@@ -178,31 +182,31 @@ class _Work:
 
     def _decode(self, source: _Source, target_hw: tuple[int, ...]) -> tuple[np.ndarray, int]:
         """Return an image decoded as far as its crop needs it, and by what it is reduced."""
-        sample_id, reduction = source.sample_id, 1
-        if self.reader.image_codec(sample_id) == "jpeg":
+        sample_id, row, reduction = source.sample_id, source.row, 1
+        if row.image_codec_name == "jpeg":
             top, left, bottom, right = source.crop_yxyx
             reduction = choose_jpeg_reduction((bottom - top, right - left), (target_hw[0], target_hw[1]), self.config.decode)
         if self.cache is None or self.boxes_are_fixed:
-            return decode_sample(self.reader, sample_id, reduction, source.data), reduction
+            return decode_sample(self.reader, sample_id, reduction, source.data, row), reduction
         rgb_HWC = self.cache.find((sample_id, reduction))
         if rgb_HWC is None:
-            rgb_HWC = decode_sample(self.reader, sample_id, reduction)
+            rgb_HWC = decode_sample(self.reader, sample_id, reduction, row=row)
             self.cache.keep((sample_id, reduction), rgb_HWC)
         return rgb_HWC, reduction
 
-    def _find_mask(self, sample_id: int, data: bytes | memoryview | None) -> StoredMask:
+    def _find_mask(self, sample_id: int, row: IndexRow, data: bytes | memoryview | None) -> StoredMask:
         """Return a mask, inflated; one of bits stays packed. `data` is its member, where that is read already."""
         if self.cache is None:
-            return self._decode_mask(sample_id, data)
+            return self._decode_mask(sample_id, row, data)
         stored = self.cache.find(("mask", sample_id))
         if stored is None:
-            mask = self._decode_mask(sample_id, None)
+            mask = self._decode_mask(sample_id, row, None)
             self.cache.keep(("mask", sample_id), mask.stored)
             return mask
-        return StoredMask(stored, self._packed_width(sample_id))
+        return StoredMask(stored, _packed_width(row))
 
-    def _decode_mask(self, sample_id: int, data: bytes | memoryview | None) -> StoredMask:
-        row, width = self.reader.row(sample_id), self._packed_width(sample_id)
+    def _decode_mask(self, sample_id: int, row: IndexRow, data: bytes | memoryview | None) -> StoredMask:
+        width = _packed_width(row)
         if data is None:
             data = self.reader.read_mask(sample_id)
         try:
@@ -213,10 +217,10 @@ class _Work:
         except (ValueError, IndexError) as error:
             raise CorruptShardError(self.reader.describe(sample_id, "mask"), f"cannot be decoded ({error})") from None
 
-    def _packed_width(self, sample_id: int) -> int:
-        """Return the width of a mask whose bits are packed, pixels; 0 for another mask."""
-        row = self.reader.row(sample_id)
-        return row.width if row.mask_bits == 1 and row.mask_codec == _LZ4_MASK else 0
+
+def _packed_width(row: IndexRow) -> int:
+    """Return the width of a mask whose bits are packed, pixels; 0 for another mask."""
+    return row.width if row.mask_bits == 1 and row.mask_codec == _LZ4_MASK else 0
 
 
 class CpuLoader(PrefetchLoader[_Job]):

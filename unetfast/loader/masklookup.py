@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,8 +30,7 @@ _MAX_KERNEL_SIZE = 1 << 28
 _NOTHING = np.empty(0)  # an argument of OpenCV that is not used
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMask:
+class StoredMask(NamedTuple):
     """A mask as it was packed, inflated.
 
     Args:

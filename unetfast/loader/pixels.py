@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from unetfast.data.codecs import decode_image
+from unetfast.data.indexrow import IndexRow
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError
 from unetfast.loader.scratch import scratch_array
@@ -44,7 +45,13 @@ def choose_jpeg_reduction(
     return next((reduction for reduction in _JPEG_REDUCTIONS if least / reduction >= _SLACK * MIN_REDUCTION[decode]), 1)
 
 
-def decode_sample(reader: SplitReader, sample_id: int, reduction: int, data: bytes | memoryview | None = None) -> np.ndarray:
+def decode_sample(
+    reader: SplitReader,
+    sample_id: int,
+    reduction: int,
+    data: bytes | memoryview | None = None,
+    row: IndexRow | None = None,
+) -> np.ndarray:
     """Read and decode a sample's image, a JPEG at 1/reduction of its size; see `decode_reduced`.
 
     Args:
@@ -52,11 +59,12 @@ def decode_sample(reader: SplitReader, sample_id: int, reduction: int, data: byt
         sample_id: of the sample.
         reduction: 1, 2, 4 or 8; 1 unless the image is a JPEG.
         data: the member, where it is read already.
+        row: of the index, where it is read already.
 
     Raises:
         CorruptShardError: it cannot be read or decoded; names key, shard and offset.
     """
-    row = reader.row(sample_id)
+    row = row or reader.row(sample_id)
     if data is None:
         data = reader.read_image(sample_id)
     try:
