@@ -278,14 +278,23 @@ def test_closed_readers_hold_no_files(folder: Path) -> None:
         reader.read_image(0)
 
 
-def test_more_shards_than_open_files_are_read(train: SplitReader) -> None:
-    """The soft limit is raised once it is met; the hard one is told."""
+def test_more_shards_than_open_files_are_read(train: SplitReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The soft limit is raised once it is met."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.open(os.devnull, os.O_RDONLY)
-    os.close(lowest_free)
+    refusals = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    really_open = os.open
+
+    def refuse_once(path: Path, flags: int) -> int:
+        if refusals:
+            raise refusals.pop()
+        return really_open(path, flags)
+
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-        assert train.read_image(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))  # so that there is something to raise
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse_once)
+            assert train.read_image(0)
+        assert not refusals
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
