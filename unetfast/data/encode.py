@@ -108,6 +108,17 @@ def choose_codec(loaded: LoadedImage, stored_hw: tuple[int, int], *, resized: bo
     return "lz4"
 
 
+def is_copied(ref: SampleRef, options: PackOptions) -> bool:
+    """Whether an image's bytes are stored as they are, as far as options and its name can tell: no file is opened.
+
+    Single files may turn out otherwise (a JPEG of CMYK, a PNG that is named .jpg), whole data sets hardly.
+    """
+    if options.image_codec not in ("auto", "png") or options.exif != "error":  # "jpeg" does not copy progressive files
+        return False
+    resized = options.size_hw is not None or options.max_side is not None
+    return not resized and ref.source_path.lower().endswith((".jpg", ".jpeg"))
+
+
 def resize_image(rgb_HWC: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Resize by the antialiased triangle filter (Pillow's BILINEAR); uint8, (H, W, 3)."""
     height, width = size_hw

@@ -251,7 +251,8 @@ def _pack_shards(
     num_workers = min(workers or _choose_workers(todo), len(todo))
     gatherer = PartGatherer(packer, todo)
     with PackProgress(console, plan.num_samples, num_done) as progress:
-        for part in run_tasks(cut_last(todo, num_workers), packer, num_workers=num_workers, report=progress.add):
+        tasks = cut_last(todo, num_workers, options)
+        for part in run_tasks(tasks, packer, num_workers=num_workers, report=progress.add):
             done = gatherer.take(part)
             if done is None:
                 continue

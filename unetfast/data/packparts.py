@@ -10,26 +10,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from unetfast.data.encode import is_copied
+from unetfast.data.options import PackOptions
 from unetfast.data.packshard import Encoded, PartDone, ShardDone, ShardPacker, ShardPart
 from unetfast.data.plan import MIB, ShardPlan
 
 _NUM_PARTS = 8  # of a shard
-# of sources of shards that are cut: the parent holds their encoded samples until a shard is whole
+# of sources of shards that are cut: the parent holds their encoded samples, hardly larger, until a shard is whole
 _MAX_CUT_BYTES = 256 * MIB
 
 
-def cut_last(shards: list[ShardPlan], num_workers: int) -> list[ShardPlan | ShardPart]:
+def cut_last(shards: list[ShardPlan], num_workers: int, options: PackOptions) -> list[ShardPlan | ShardPart]:
     """Cut the last shards into parts, as many shards as there are workers; none where a worker is alone.
+
+    Only shards of images that are stored as they are: what is encoded anew may be many times as large as its source, raw
+    pixels 38 times as large as a JPEG, and memory for it would have no bound.
 
     Args:
         shards: that are to be packed, in order.
         num_workers: that there will be.
+        options: of the packing.
     """
     num_cut, num_bytes = 0, 0
     if num_workers > 1:
         for shard in reversed(shards[-num_workers:]):
             num_bytes += sum(ref.num_bytes for ref in shard.samples)
-            if num_bytes > _MAX_CUT_BYTES:
+            if num_bytes > _MAX_CUT_BYTES or not all(is_copied(ref, options) for ref in shard.samples):
                 break
             num_cut += 1
     whole = shards[: len(shards) - num_cut]
