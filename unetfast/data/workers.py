@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -73,11 +72,12 @@ def run_tasks(
             for task in tasks:
                 yield work(task, report)
             return
-        pool += [_Worker(work) for _ in range(num_workers - 1)]
-        pool.append(_ThreadWorker(work))
+        for _ in range(num_workers - 1):
+            pool.append(_Worker(work))  # one by one: those that are there are stopped where the next cannot be made
+        pool.insert(0, _ThreadWorker(work))  # first to get a task: a process takes a large one when it has imported all
         yield from _serve_pool(pool, tasks, report)
     finally:
-        for worker in pool:
+        for worker in reversed(pool):
             worker.stop()
         cv2.setNumThreads(former_threads)
         release_freed_memory()
@@ -92,15 +92,22 @@ class _Worker:
 
     def __init__(self, work: Work[Any, Any]) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
-        with theirs:
-            place = theirs.fileno()
-            code = f"import sys; sys.path[:] = {sys.path!r}; from unetfast.data.workers import serve; serve({place})"
-            self.process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[place], stdin=subprocess.DEVNULL)
+        self._work: Work[Any, Any] | None = work
         self.busy = False
-        self._send(work)
+        with theirs:
+            try:
+                self.process = _start_python(theirs.fileno())
+            except OSError as error:
+                self.pipe.close()
+                raise UserError(
+                    f"a worker process cannot be started ({error.strerror or error}): use fewer --workers"
+                ) from None
 
     def give(self, task: Any) -> None:
         self.busy = True
+        if self._work is not None:
+            self._send(self._work)
+            self._work = None
         self._send(task)
 
     def _send(self, value: Any) -> None:
@@ -110,7 +117,7 @@ class _Worker:
     def take(self) -> tuple[str, Any]:
         try:
             kind, value = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter where it died amid a message
             code = self._wait()
             why = "perhaps for want of memory: use fewer --workers" if code and code < 0 else "it says above why"
             raise UserError(
@@ -129,6 +136,18 @@ class _Worker:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_JOIN_S)
         return self.process.returncode
+
+
+def _start_python(place: int) -> subprocess.Popen[bytes]:
+    """Start a Python with this one's flags and module path that serves at descriptor `place`."""
+    paths = [str(entry) for entry in sys.path if isinstance(entry, str)]  # imports pass over all else
+    code = (
+        f"import sys; sys.path[:] = {paths!a}; "  # first, so that nothing is imported from the current folder
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # Ctrl-C reaches the whole group; the parent decides
+        f"from unetfast.data.workers import serve; serve({place})"
+    )
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    return subprocess.Popen([sys.executable, *flags, "-c", code], pass_fds=[place], stdin=subprocess.DEVNULL)
 
 
 class _ThreadWorker:
@@ -204,7 +223,6 @@ def serve(place: int) -> None:
     Args:
         place: descriptor of the pipe to the parent, which sends the work, then one task after the other.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, args=(place,), daemon=True).start()
     pipe = Connection(place)
     work = pipe.recv()
