@@ -79,6 +79,25 @@ def test_a_size_is_one_graph_whatever_the_number_of_images() -> None:
 
 
 @pytest.mark.usefixtures("dynamo_alone")
+def test_a_process_may_have_more_sizes_than_torch_allows_by_itself() -> None:
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=9), torch.no_grad():
+        for width in range(4, 16):
+            static = StaticModel(Channels(), device=CPU, batch_size=1, sizes_hw=[(4, width)])
+            assert torch.equal(static(batch := images(1, 4, width)), batch.float() * 2 + 1)
+    assert counters["stats"]["unique_graphs"] == 12
+
+
+@pytest.mark.usefixtures("dynamo_alone")
+def test_too_many_sizes_are_a_users_error() -> None:
+    static = StaticModel(Channels(), device=CPU, batch_size=1, sizes_hw=[(4, width) for width in range(4, 8)])
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        for width in (4, 5):
+            static(images(1, 4, width))
+        with pytest.raises(UserError, match=r"1 x 4x6 pixels \(this process has reached torch's limit.*leave --compile out"):
+            static(images(1, 4, 6))
+
+
+@pytest.mark.usefixtures("dynamo_alone")
 def test_another_size_goes_through_the_net_as_it_is_and_is_counted() -> None:
     net = Channels()
     static = StaticModel(net, device=CPU, batch_size=2, sizes_hw=[(4, 6)])

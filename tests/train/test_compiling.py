@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
+from torch._inductor.exc import TritonMissing
 
 from unetfast.config import Config
 from unetfast.device import resolve_device
@@ -84,12 +86,17 @@ def test_smaller_parts_are_refused_with_graphs(toy_shards: Path, tmp_path: Path,
         assert asked.accumulation == 1
 
 
-def test_graphs_that_torch_leaves_out_are_said(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 0)
-    assert warn_of_skipped_graphs(graphs(make_config)) is None
-    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 2)
-    assert "runs some passes without CUDA graphs" in str(warn_of_skipped_graphs(graphs(make_config)))
-    assert warn_of_skipped_graphs(make_config(train={"compile": "on"})) is None
+def test_graphs_that_torch_leaves_out_are_said(
+    asked: list[dict[str, Any]], make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = UNet(2, base_channels=2, depth=1)
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 3)  # another run's, in the same process
+    before = compile_network(net, graphs(make_config), CUDA, World())
+    assert warn_of_skipped_graphs(graphs(make_config), before) is None
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 4)
+    assert "runs some passes without CUDA graphs" in str(warn_of_skipped_graphs(graphs(make_config), before))
+    config = make_config(train={"compile": "on"})
+    assert warn_of_skipped_graphs(config, compile_network(net, config, CPU, World())) is None
 
 
 def test_a_run_says_how_it_is_compiled_and_where_that_is_kept(
@@ -142,11 +149,16 @@ def test_steps_are_one_graph(
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no C++ compiler found\nand more"), TritonMissing(None)],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_compiler_that_fails_is_a_users_error(
-    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    error: Exception, toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(graph: Any, inputs: Any) -> Any:
-        raise RuntimeError("no C++ compiler found\nand more")
+        raise error
 
     compile_plainly = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: compile_plainly(self, backend=fail, **given))
@@ -154,6 +166,34 @@ def test_a_compiler_that_fails_is_a_users_error(
     with pytest.raises(UserError, match=r"train\.compile: torch cannot compile the network \(.*take --set train\.compile=off"):
         take_steps(toy_shards, tmp_path, make_config, compile="on")
     torch._dynamo.reset()
+
+
+def test_a_process_may_train_more_networks_than_torch_allows_by_itself(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_plainly = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: compile_plainly(self, backend="eager", **given))
+    torch._dynamo.reset()
+    counters.clear()
+    nets = []  # kept, as a notebook keeps them
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        for place in range(3):
+            nets.append(UNet(2, base_channels=2, depth=1, convs_per_block=1))
+            compile_network(nets[-1], make_config(train={"compile": "on"}), CPU, World())
+            nets[-1](torch.zeros(1, 3, 8, 8 + 2 * place, dtype=torch.uint8))
+    assert counters["stats"]["unique_graphs"] == 3
+    torch._dynamo.reset()
+
+
+def test_too_many_graphs_are_a_users_error(
+    toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: Any) -> Any:
+        raise FailOnRecompileLimitHit("Hard failure due to fullgraph=True")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", give_up))
+    with pytest.raises(UserError, match=r"train\.compile: .* \(this process has reached torch's limit of graphs"):
+        take_steps(toy_shards, tmp_path, make_config, compile="on")
 
 
 @pytest.mark.gpu

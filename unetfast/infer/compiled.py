@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from unetfast.compilecache import keep_compiled
-from unetfast.errors import UserError, say_briefly
+from unetfast.compiler import allow_many_graphs, compiler_errors, say_why
+from unetfast.errors import UserError
 from unetfast.infer.augmented import Tta, scale_side
 from unetfast.infer.load import TrainedModel
 
@@ -49,6 +50,7 @@ class StaticModel(nn.Module):
         super().__init__()
         self._plain = model
         self._compiled = copy.copy(model)  # the same layers and weights; compiling it leaves `model` as it is
+        allow_many_graphs()
         self._compiled.compile(fullgraph=fullgraph, dynamic=False)
         self._device = device
         self._batch_size = batch_size
@@ -100,10 +102,12 @@ class StaticModel(nn.Module):
             call()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a compiler's, of which there are many kinds, or a record's
+        except Exception as error:
+            if not isinstance(error, (RuntimeError, *compiler_errors())):  # RuntimeError: a record's
+                raise
             raise UserError(
                 f"--compile: torch cannot compile the network for {self._batch_size} x {height}x{width} pixels "
-                f"({say_briefly(error)}); leave --compile out"
+                f"({say_why(error)}); leave --compile out"
             ) from error
         return buffer_NCHW, call
 

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from unetfast.compilecache import keep_compiled
+from unetfast.compiler import allow_many_graphs, compiler_errors, say_why
 from unetfast.config import Config
 from unetfast.distributed import World
-from unetfast.errors import UserError, say_briefly
+from unetfast.errors import UserError
 from unetfast.model.network import Network
 
 GRAPHS = "graphs"
 _REMEDY = "take --set train.compile=on"
 
 
-def compile_network(model: Network, config: Config, device: torch.device, world: World) -> None:
+def compile_network(model: Network, config: Config, device: torch.device, world: World) -> int:
     """Compile a network in place, as `train.compile` asks for; its state_dict keeps its names.
 
     Args:
@@ -29,6 +30,9 @@ def compile_network(model: Network, config: Config, device: torch.device, world:
         config: of a run that compiles.
         device: of the model.
         world: the processes that train together.
+
+    Returns:
+        Passes that torch has run without CUDA graphs until now, where they are asked for; see `warn_of_skipped_graphs`.
 
     Raises:
         UserError: `train.compile = "graphs"`, and these passes cannot be recorded.
@@ -38,8 +42,10 @@ def compile_network(model: Network, config: Config, device: torch.device, world:
         check_graphs(config, device, world)
         mode["mode"] = "reduce-overhead"  # TorchInductor's name for CUDA graphs
     keep_compiled()
+    allow_many_graphs()
     # a factory's module may do what cannot be compiled; then only what can is
     model.compile(fullgraph=not config.model.factory, dynamic=False, **mode)
+    return count_skipped_graphs(config)
 
 
 def check_graphs(config: Config, device: torch.device, world: World) -> None:
@@ -77,23 +83,31 @@ def check_compiler(error: BaseException) -> None:
     """Say in a line what a compiler's failure in a step means, such as that there is no C++ compiler.
 
     Raises:
-        UserError: the error is one of the compiler that torch.compile hands its graphs to.
+        UserError: the error is one of torch.compile, or of the compiler that it hands its graphs to.
     """
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    if isinstance(error, BackendCompilerFailed):
+    if isinstance(error, compiler_errors()):
         raise UserError(
-            f"train.compile: torch cannot compile the network ({say_briefly(error)}); take --set train.compile=off"
+            f"train.compile: torch cannot compile the network ({say_why(error)}); take --set train.compile=off"
         ) from error
 
 
-def warn_of_skipped_graphs(config: Config) -> str | None:
-    """Say, once steps were taken, whether torch ran passes of a run with CUDA graphs without them; else None."""
+def count_skipped_graphs(config: Config) -> int:
+    """Return how many passes torch has run without CUDA graphs in this process, by any network; 0 where none are asked for."""
     if config.train.compile != GRAPHS:
-        return None
+        return 0
     from torch._dynamo.utils import counters
 
-    if not counters["inductor"]["cudagraph_skips"]:
+    return int(counters["inductor"]["cudagraph_skips"])
+
+
+def warn_of_skipped_graphs(config: Config, num_before: int) -> str | None:
+    """Say, once steps were taken, whether torch ran passes of a run with CUDA graphs without them; else None.
+
+    Args:
+        config: of the run.
+        num_before: of `compile_network`: those are other networks'.
+    """
+    if count_skipped_graphs(config) <= num_before:
         return None
     return (
         'train.compile = "graphs": torch runs some passes without CUDA graphs; TORCH_LOGS=cudagraphs says why, and '

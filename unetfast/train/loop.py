@@ -214,7 +214,7 @@ def run_steps(run: Run, log: MetricsLog, display: Display, stop: StopRequest) ->
             row = read_train_row(run, clock)
             log.add(row)
             display.show_row(row)
-            if skipped := warn_of_skipped_graphs(config):
+            if skipped := warn_of_skipped_graphs(config, run.num_skipped_before):
                 display.warn_once(skipped)
         if is_save_due:
             with clock.pause():

@@ -57,6 +57,7 @@ class Run:
         total_steps: optimizer steps of the whole run.
         accumulation: micro-batches an optimizer step; more than `train.accumulation` once memory ran out.
         num_synchronized: layers of batch norm that see the batches of all processes.
+        num_skipped_before: passes without CUDA graphs in this process before the run; see `warn_of_skipped_graphs`.
         step: optimizer steps done.
         epoch: epochs finished, their validation included.
         metrics: of the last validation pass.
@@ -87,6 +88,7 @@ class Run:
     total_steps: int
     accumulation: int
     num_synchronized: int = 0
+    num_skipped_before: int = 0
     step: int = 0
     epoch: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -162,8 +162,7 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         compiled = resolve_compile(config.train.compile, device)
-        if compiled:
-            compile_network(model, config, device, world)
+        num_skipped_before = compile_network(model, config, device, world) if compiled else 0
         network = wrap_network(model, config, world)
         if not world.is_main:
             seed_generators(config.train.seed, rank=world.rank)
@@ -194,6 +193,7 @@ def build_run(shards: Path, config: Config, folder: RunFolder, world: World | No
             model=model,
             network=network,
             num_synchronized=num_synchronized,
+            num_skipped_before=num_skipped_before,
             loss=loss,
             optimizer=build_optimizer(model, config.optimizer),
             scaler=torch.amp.GradScaler(device.type, enabled=amp.name == "fp16"),

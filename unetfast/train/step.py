@@ -59,7 +59,7 @@ def compute_gradients_in_memory(run: Run, batch: Batch) -> tuple[Tensor, Tensor]
     while True:
         try:
             return compute_gradients(run, batch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # the compiler's are not all RuntimeErrors
             if not is_out_of_memory(error):
                 if run.compiled:
                     check_compiler(error)
