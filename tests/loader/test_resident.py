@@ -245,13 +245,17 @@ def test_pieces_are_no_larger_than_is_said_masks_with_them() -> None:
         assert sum(sizes) == layout.num_bytes
 
 
-def test_kernels_that_cannot_be_made_are_told_before_training(
+def test_kernels_that_cannot_be_made_are_told_before_pixels_are_decoded(
     resident: ModuleType, make_both: MakeBoth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify one")
 
+    def decode(*_: Any, **__: Any) -> None:
+        pytest.fail("pixels are decoded before the kernels were tried")
+
     monkeypatch.setattr(resident, "render_batch", fail)
+    monkeypatch.setattr(resident, "ResidentPixels", decode)
     with pytest.raises(UserError, match=r"Triton cannot make its kernels here \(Failed to find C compiler\.\); take --set"):
         make_both()
 

@@ -24,8 +24,10 @@ from unetfast.loader.foreground import CropRule
 from unetfast.loader.pinned import CopyMark
 from unetfast.loader.prefetch import Job, PrefetchLoader
 from unetfast.loader.resident_kernel import NUM_COLUMNS, lay_out_numbers, render_batch
-from unetfast.loader.resident_pixels import ResidentPixels
+from unetfast.loader.resident_pixels import ResidentPixels, mask_dtype
 from unetfast.loader.stream import BatchPlan, SampleStream
+
+_TRIAL_SIZE = 64  # elements that the kernels are tried on; an empty crop reads the first three at most
 
 
 class _Slot:
@@ -69,7 +71,7 @@ class _Work:
 class ResidentLoader(PrefetchLoader[_Job]):
     """Batches of one split whose pixels lie on the device; see `unetfast.loader.batch.Loader`.
 
-    Making one decodes the whole split, seconds to minutes, and compiles the kernels. Memory of the device: the split's pixels
+    Making one compiles the kernels and decodes the whole split, seconds to minutes. Memory of the device: the split's pixels
     (`ResidentPixels`), and a finished batch or two of PyTorch's own memory. A batch is made on the stream that is current when
     it is asked for.
 
@@ -91,8 +93,8 @@ class ResidentLoader(PrefetchLoader[_Job]):
         self._ignore_index = stream.reader.manifest.labels.ignore_index
         self._target_hw = stream.target_hw
         try:
+            self._try_kernels(stream)
             self._pixels = ResidentPixels(stream, config.loader, num_threads=num_threads, device=device)
-            self._try_kernels()
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f'loader.cache = "gpu": memory of {device} ran out while the data set was put there ({say_briefly(error)})\n'
@@ -142,33 +144,41 @@ class ResidentLoader(PrefetchLoader[_Job]):
 
     def _hand_out(self, job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
         self._handed_out = job.slot
-        image_NHWC, mask_NHW = self._render(job.slot.to_device(len(job), self._device))
-        is_wide = self._pixels.layout.mask_bits == 16
+        pixels, numbers = self._pixels, job.slot.to_device(len(job), self._device)
+        are_resized, mask_bits = pixels.layout.are_resized, pixels.layout.mask_bits
+        image_NHWC, mask_NHW = self._render(pixels.images, pixels.masks, numbers, are_resized=are_resized, mask_bits=mask_bits)
+        is_wide = mask_bits == 16
         return image_NHWC.permute(0, 3, 1, 2), mask_NHW.view(torch.uint16) if is_wide else mask_NHW
 
-    def _render(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        layout = self._pixels.layout
+    def _render(
+        self, images: torch.Tensor, masks: torch.Tensor, numbers: torch.Tensor, *, are_resized: bool, mask_bits: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             return render_batch(
-                self._pixels.images,
-                self._pixels.masks,
+                images,
+                masks,
                 numbers,
                 self._target_hw,
-                are_resized=layout.are_resized,
-                mask_bits=layout.mask_bits,
+                are_resized=are_resized,
+                mask_bits=mask_bits,
                 ignore_index=self._ignore_index,
             )
 
-    def _try_kernels(self) -> None:
-        """Compile the kernels and run them once: what they lack (a C compiler, a newer GPU) is told before training begins.
+    def _try_kernels(self, stream: SampleStream) -> None:
+        """Compile the kernels and run them once: what they lack (a C compiler, a newer GPU) is told before pixels are decoded.
 
         Raises:
             UserError: they cannot be compiled or run here.
         """
+        mask_bits = stream.reader.manifest.mask_bits
         try:
             self._render(
-                torch.zeros((1, NUM_COLUMNS), dtype=torch.float64, device=self._device)
-            )  # an empty crop: all is outside
+                torch.zeros(_TRIAL_SIZE, dtype=torch.uint8, device=self._device),
+                torch.zeros(_TRIAL_SIZE, dtype=mask_dtype(mask_bits), device=self._device),
+                torch.zeros((1, NUM_COLUMNS), dtype=torch.float64, device=self._device),  # an empty crop: all is outside
+                are_resized=stream.boxes_are_fixed,
+                mask_bits=mask_bits,
+            )
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         except torch.OutOfMemoryError:

@@ -73,6 +73,11 @@ def lay_out(stored_hw: np.ndarray, mask_bits: int, fixed_hw: tuple[int, int] | N
     return Layout(image_hw, _starts(3 * image_hw.prod(axis=1)), _starts(mask_sizes), mask_bits, fixed_hw is not None)
 
 
+def mask_dtype(mask_bits: int) -> torch.dtype:
+    """Return the type of the elements that masks lie in; int16 holds the bits of uint16."""
+    return torch.int16 if mask_bits == 16 else torch.uint8
+
+
 def _starts(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes, dtype=np.int64)])
 
@@ -147,9 +152,8 @@ class ResidentPixels:
             torch.cuda.empty_cache()  # what torch holds in reserve can be had too
             free_bytes = torch.cuda.mem_get_info(device)[0]
             check_room(layout.num_bytes, free_bytes, config.cache_mib, device=device, what=what)
-        mask_dtype = torch.int16 if layout.mask_bits == 16 else torch.uint8
         images = torch.empty(int(layout.image_starts[-1]), dtype=torch.uint8, device=device)
-        return images, torch.empty(int(layout.mask_starts[-1]), dtype=mask_dtype, device=device)
+        return images, torch.empty(int(layout.mask_starts[-1]), dtype=mask_dtype(layout.mask_bits), device=device)
 
     def _fill(self, stream: SampleStream, config: LoaderConfig, num_threads: int) -> None:
         """Decode every sample and copy it to the device, in pieces: while one is copied, the next ones are decoded."""
