@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ def _compiled_code_in_a_folder_of_the_tests() -> Iterator[None]:
     """Leave the user's cache alone, in the processes that tests start too."""
     with pytest.MonkeyPatch.context() as patch:
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"unetfast-tests-{getpass.getuser()}"))
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"unetfast-tests-{os.getuid()}"))
         yield
 
 
