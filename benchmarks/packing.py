@@ -75,16 +75,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "data": data,
         "sides": sides | found,
         "bars": [*bars, bar],
-        "missing": _tell_missing(),
-        "versions": {name: installed_version(name) for name in ("webdataset", "mosaicml-streaming", "litdata")},
+        "missing": writers.tell_missing(),
+        "versions": {name: installed_version(name) for name in ("webdataset", "mosaicml-streaming", "litdata", "ffcv")},
     }
-
-
-def _tell_missing() -> dict[str, str]:
-    try:
-        return writers.tell_missing()
-    except PeersMissingError as error:
-        return {"peers": str(error)}
 
 
 def measure_writers(made: material.Shards, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
