@@ -17,7 +17,8 @@ from unetfast.config import build_config
 from unetfast.data.reader import open_shards
 from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader
-from unetfast.loader.masklookup import find_kernel, gather_mask
+from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.masklookup import gather_mask
 
 UINT8 = np.dtype(np.uint8)
 
@@ -55,16 +56,16 @@ def fail(dtype: np.dtype[Any]) -> Callable[..., None]:
 @pytest.mark.usefixtures("found_anew")
 def test_why_there_is_no_kernel_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     numba = pytest.importorskip("numba")
-    from unetfast.loader import maskkernel
+    from unetfast.loader.kernels import mask
 
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "DISABLE_JIT", 1)
-        assert find_kernel(UINT8).problem == "NUMBA_DISABLE_JIT is set"
+        assert find_kernel("mask", UINT8).problem == "NUMBA_DISABLE_JIT is set"
     find_kernel.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(maskkernel, "build_kernel", fail)
-        state = find_kernel(UINT8)
-    assert state.look_up is None
+        patch.setattr(mask, "build_kernel", fail)
+        state = find_kernel("mask", UINT8)
+    assert state.call is None
     assert state.problem == "numba cannot be used (ImportError: Numba needs NumPy 2.0 or less. Got NumPy 2.4.)"
 
 
@@ -78,7 +79,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     for name in [name for name in sys.modules if name == "numba" or name.startswith("numba.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [NotThere(), *sys.meta_path])
-    assert find_kernel(UINT8).problem == "numba is not installed"
+    assert find_kernel("mask", UINT8).problem == "numba is not installed"
 
 
 # numba is told to keep code in a folder that cannot be made; a process of its own, since numba reads that when it is imported
@@ -86,8 +87,9 @@ TRIAL = """
 import os, sys
 os.environ["NUMBA_CACHE_DIR"] = sys.argv[1]
 import numpy as np
-from unetfast.loader.masklookup import find_kernel, gather_mask
-state = find_kernel(np.dtype(np.uint8))
+from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.masklookup import gather_mask
+state = find_kernel("mask", np.dtype(np.uint8))
 assert state.problem == "", state.problem
 found = np.empty((2, 2), np.uint8)
 gather_mask(np.array([[1, 2], [3, 4]], np.uint8), np.array([[-1.0, 0, 2], [0, 1, 0]]), (0, 0, 2, 2), 255, found)

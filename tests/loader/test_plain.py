@@ -18,7 +18,8 @@ from unetfast.config import build_config
 from unetfast.data.labels import ClassInfo, LabelTable
 from unetfast.data.reader import open_shards
 from unetfast.loader.build import build_loader
-from unetfast.loader.masklookup import find_kernel, gather_by_opencv, gather_mask
+from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.masklookup import gather_by_opencv, gather_mask
 from unetfast.loader.stream import SampleStream
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def look_up(request: pytest.FixtureRequest) -> Callable[..., None]:
     if request.param == "opencv":
         return gather_by_opencv
     pytest.importorskip("numba")
-    assert [find_kernel(np.dtype(name)).problem for name in ("uint8", "uint16")] == ["", ""]
+    assert [find_kernel("mask", np.dtype(name)).problem for name in ("uint8", "uint16")] == ["", ""]
     return gather_mask
 
 

@@ -24,7 +24,8 @@ from unetfast.data.sample import MASK_CODECS
 from unetfast.errors import CorruptShardError
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
-from unetfast.loader.masklookup import StoredMask, find_kernel, gather_mask
+from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.masklookup import StoredMask, gather_mask
 from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
@@ -250,7 +251,7 @@ class CpuLoader(PrefetchLoader[_Job]):
     ) -> None:
         labels = stream.reader.manifest.labels
         cache, kept = _open_cache(stream, config, local_size)
-        kernel = find_kernel(np.dtype(labels.mask_dtype))  # compiled here, before the first batch is asked for
+        kernel = find_kernel("mask", np.dtype(labels.mask_dtype))  # compiled here, before the first batch is asked for
         lacking = f"masks by OpenCV, which takes longer: {kernel.problem}" if kernel.problem else ""
         self._facts = ", ".join(filter(None, [kept and f"cache {kept}", lacking]))
         work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed)

@@ -1,7 +1,7 @@
 """Masks of the CPU backend: the stored class at floor(matrix @ (x, y, 1)) of each target pixel's centre.
 
 The floor is that of float64 sums, added as (what the row gives) + (what the column gives), and every path here computes just
-these sums: a mask does not depend on the path taken. With numba it is one compiled call (maskkernel.py), three to seven times
+these sums: a mask does not depend on the path taken. With numba it is one compiled call (kernels/mask.py), three to seven times
 as fast as OpenCV and numpy, which do it where numba is not. Masks of one bit a pixel are looked up in their bits: to unpack a
 car at 1918x1280 would cost more than the lookup of all its target pixels.
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.scratch import scratch_array
 
 # OpenCV's maps hold places as int16
@@ -50,42 +50,6 @@ class StoredMask(NamedTuple):
         return np.unpackbits(self.stored, axis=1, count=self.packed_width) if self.is_packed else self.stored
 
 
-@dataclass(frozen=True, slots=True)
-class KernelState:
-    """The compiled lookup, or why there is none.
-
-    Args:
-        look_up: takes what `maskkernel.build_kernel` says; None where there is none.
-        problem: why, for people; "" where there is one.
-    """
-
-    look_up: Callable[..., None] | None
-    problem: str = ""
-
-
-@functools.cache
-def find_kernel(dtype: np.dtype[Any]) -> KernelState:
-    """Build the compiled lookup of one kind of ids, uint8 or uint16; the first call of a process takes about a second."""
-    try:
-        import numba
-
-        if numba.config.DISABLE_JIT:
-            return KernelState(None, "NUMBA_DISABLE_JIT is set")
-        from unetfast.loader.maskkernel import build_kernel
-
-        return KernelState(build_kernel(dtype))
-    except ModuleNotFoundError as error:
-        if error.name == "numba":
-            return KernelState(None, "numba is not installed")
-        return KernelState(None, f"numba cannot be used ({_one_line(error)})")
-    except Exception as error:  # a compiler may raise anything: it may not go with this numpy, or not know this processor
-        return KernelState(None, f"numba cannot be used ({_one_line(error)})")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
 def gather_mask(
     stored: np.ndarray,
     matrix: np.ndarray,
@@ -106,7 +70,7 @@ def gather_mask(
         out_HW: receives the ids; contiguous, of the ids' dtype.
         is_packed: whether `stored` holds bits.
     """
-    look_up = find_kernel(out_HW.dtype).look_up
+    look_up = find_kernel("mask", out_HW.dtype).call
     if look_up is None or stored.size >= _MAX_KERNEL_SIZE:
         gather_by_opencv(stored, matrix, crop_yxyx, ignore_index, out_HW, is_packed=is_packed)
     else:

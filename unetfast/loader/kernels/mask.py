@@ -1,11 +1,7 @@
 """The mask lookup as one compiled call without the interpreter's lock, where OpenCV and numpy need about ten.
 
-A thread that gives the lock up for each of ten short calls spends as long, beside a second such thread, in getting it back as
-in the calls. Sums are those of `masklookup`'s other path, in the same order, and none may be contracted or reordered (no
+Sums are those of `masklookup`'s other path, in the same order, and none may be contracted or reordered (no
 fastmath), so the classes are the same pixel for pixel.
-
-The kernel is compiled when it is built: two seconds of a core once a machine, for numba keeps the result beside this file or in
-the user's cache folder. To import this module needs numba; `masklookup.find_kernel` is the way to it.
 
 Axis letters: H height, W width.
 """
@@ -13,14 +9,14 @@ Axis letters: H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
 
-_OUTSIDE = 8  # the shift of a pixel outside of the crop box; those of bits are 0 to 7
+from unetfast.loader.kernels.compiled import array, compile_kernel, part
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+_OUTSIDE = 8  # the shift of a pixel outside of the crop box; those of bits are 0 to 7
 
 
 def build_kernel(dtype: np.dtype[Any]) -> Callable[..., None]:
@@ -33,23 +29,11 @@ def build_kernel(dtype: np.dtype[Any]) -> Callable[..., None]:
         The kernel; takes what `_look_up` takes, all arrays contiguous.
     """
     ids = numba.from_dtype(dtype)
-    stored, matrix, box = (
-        numba.types.Array(kind, ndim, "C", readonly=True) for kind, ndim in ((ids, 2), (numba.float64, 2), (numba.int64, 1))
-    )
-    signature = numba.void(stored, numba.boolean, matrix, box, ids, numba.types.Array(ids, 2, "C"))
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(Callable[..., None], numba.njit(signature, cache=True, **options)(_look_up))
-    except Exception:  # the folder to keep it in is not there, full, or holds a damaged file: this process compiles its own
-        return cast(Callable[..., None], numba.njit(signature, **options)(_look_up))
+    stored, matrix, box = (array(kind, ndim, readonly=True) for kind, ndim in ((ids, 2), (numba.float64, 2), (numba.int64, 1)))
+    return compile_kernel(_look_up, numba.void(stored, numba.boolean, matrix, box, ids, array(ids, 2)))
 
 
-def _part(function: FunctionT) -> FunctionT:
-    """Let a function be compiled as a part of the kernel."""
-    return cast(FunctionT, numba.njit(error_model="numpy")(function))
-
-
-@_part
+@part
 def _set_row(taken_W: np.ndarray, shift_W: np.ndarray, has_bits: bool, ignore_index: int, out_W: np.ndarray) -> None:
     if has_bits:
         for column in range(len(out_W)):
@@ -60,7 +44,7 @@ def _set_row(taken_W: np.ndarray, shift_W: np.ndarray, has_bits: bool, ignore_in
             out_W[column] = taken_W[column] if shift_W[column] < _OUTSIDE else ignore_index
 
 
-@_part
+@part
 def _look_up_turned(
     stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
 ) -> None:
@@ -87,7 +71,7 @@ def _look_up_turned(
         _set_row(taken_W, shift_W, has_bits, ignore_index, out_HW[row])
 
 
-@_part
+@part
 def _is_run(place_W: np.ndarray, shift_W: np.ndarray) -> bool:
     """Say whether each place is the one after the last, and all are inside."""
     for column in range(len(place_W)):
@@ -96,7 +80,7 @@ def _is_run(place_W: np.ndarray, shift_W: np.ndarray) -> bool:
     return True
 
 
-@_part
+@part
 def _look_up_upright(
     stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
 ) -> None:

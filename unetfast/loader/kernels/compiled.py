@@ -1,0 +1,106 @@
+"""What all kernels share: how they are compiled, and eight bytes at once from any place of an array.
+
+Kernels run without the interpreter's lock. A thread that gives the lock up for each of ten short calls spends as long, beside a
+second such thread, in getting it back as in the calls: what belongs together is one kernel.
+
+Nothing here checks bounds, nor does numba: a kernel checks what it is given before it reads or writes. Indices are unsigned
+(`numpy.uintp`) where speed matters, since a signed one is tested for counting from the end.
+
+Numba keeps compiled code until the file of the kernel's own function changes: after a change to a part in another file, touch it.
+
+To import this module needs numba; `find.find_kernel` is the way to a kernel.
+"""
+
+# ruff: noqa: ARG001 - numba gives an intrinsic and its generator more than they use, by position
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+
+_BYTE, _WORD = ir.IntType(8), ir.IntType(64)
+
+
+def compile_kernel(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
+    """Compile a function for one signature, or load what an earlier process has compiled.
+
+    Numba keeps the code beside the function's file or in the user's cache folder (NUMBA_CACHE_DIR); where it cannot, this
+    process compiles its own.
+
+    Args:
+        function: of a module's top level.
+        signature: as `numba.njit` takes it.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(Callable[..., Any], numba.njit(signature, cache=True, **options)(function))
+    except Exception:  # the folder to keep it in is not there, full, or holds a damaged file
+        return cast(Callable[..., Any], numba.njit(signature, **options)(function))
+
+
+def part(function: FunctionT) -> FunctionT:
+    """Let a function be compiled as a part of the kernels that call it."""
+    return cast(FunctionT, numba.njit(error_model="numpy")(function))
+
+
+def array(dtype: Any, ndim: int, *, readonly: bool = False) -> Any:
+    """Return the type of a contiguous array.
+
+    Args:
+        dtype: numba's.
+        ndim: number of axes.
+        readonly: whether it may lie in memory that cannot be written, like `bytes`.
+    """
+    return numba.types.Array(dtype, ndim, "C", readonly=readonly)
+
+
+def _find_word(context: Any, builder: Any, kind: Any, words: Any, place: Any) -> Any:
+    first = builder.bitcast(cgutils.create_struct_proxy(kind)(context, builder, value=words).data, _BYTE.as_pointer())
+    return builder.bitcast(builder.gep(first, [place]), _WORD.as_pointer())
+
+
+@intrinsic
+def load_u64(typing_context: Any, data: Any, place: Any) -> Any:
+    """Read eight bytes, little-endian on the processors that PyTorch runs on.
+
+    Args:
+        typing_context: numba's.
+        data: contiguous array of any dtype.
+        place: first of the eight, bytes from the array's begin.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loaded = builder.load(_find_word(context, builder, signature.args[0], *arguments))
+        loaded.align = 1
+        return loaded
+
+    return types.uint64(data, types.int64), generate
+
+
+@intrinsic
+def store_u64(typing_context: Any, data: Any, place: Any, value: Any) -> Any:
+    """Write eight bytes; see `load_u64`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        words, at, word = arguments
+        builder.store(word, _find_word(context, builder, signature.args[0], words, at)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.uint64), generate
+
+
+@intrinsic
+def swap_bytes(typing_context: Any, value: Any) -> Any:
+    """Reverse the order of eight bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_WORD, [_WORD])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.bswap.i64"), arguments)
+
+    return types.uint64(types.uint64), generate

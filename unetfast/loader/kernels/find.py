@@ -1,0 +1,52 @@
+"""The way to compiled code: a kernel, or why there is none. Does not need numba."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_ROOM = "unetfast.loader.kernels"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """Compiled code, or why it cannot be had.
+
+    Args:
+        call: takes what its module's `build_kernel` says; None where there is none.
+        problem: why, in one line for people; "" where there is one.
+    """
+
+    call: Callable[..., Any] | None
+    problem: str = ""
+
+
+@functools.cache
+def find_kernel(name: Literal["mask"], *arguments: Hashable) -> KernelState:
+    """Build a kernel, or load what an earlier process has compiled; later calls return the same one.
+
+    Numba is imported here. To compile takes seconds of a core once a machine, to load about half a second once a process.
+
+    Args:
+        name: of its module in this package.
+        arguments: for its `build_kernel`.
+    """
+    try:
+        import numba
+
+        if numba.config.DISABLE_JIT:
+            return KernelState(None, "NUMBA_DISABLE_JIT is set")
+        return KernelState(importlib.import_module(f"{_ROOM}.{name}").build_kernel(*arguments))
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return KernelState(None, "numba is not installed")
+        return KernelState(None, f"numba cannot be used ({_one_line(error)})")
+    except Exception as error:  # a compiler may raise anything: it may not go with this numpy, or not know this processor
+        return KernelState(None, f"numba cannot be used ({_one_line(error)})")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
