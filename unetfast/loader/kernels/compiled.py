@@ -6,7 +6,7 @@ second such thread, in getting it back as in the calls: what belongs together is
 Nothing here checks bounds, nor does numba: a kernel checks what it is given before it reads or writes. Indices are unsigned
 (`numpy.uintp`) where speed matters, since a signed one is tested for counting from the end.
 
-Numba keeps compiled code until the file of the kernel's own function changes: after a change to a part in another file, touch it.
+Numba keeps compiled code until the file of the kernel's own function changes: touch it after a change to a part elsewhere.
 
 To import this module needs numba; `find.find_kernel` is the way to a kernel.
 """
