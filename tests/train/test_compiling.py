@@ -19,12 +19,21 @@ from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.hostmemory import FreedMemory
 from unetfast.model.unet import UNet
-from unetfast.train.compiling import check_graphs, check_parts, compile_network, warn_of_skipped_graphs
+from unetfast.train.compiling import (
+    check_graphs,
+    check_parts,
+    compile_network,
+    explaining_compiler,
+    warn_of_skipped_graphs,
+)
+from unetfast.train.epoch import validate_both
 from unetfast.train.loop import train
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.runfolder import RunFolder
 from unetfast.train.setup import build_run, describe_memory, describe_run
+from unetfast.train.signals import StoppedError, StopRequest
 from unetfast.train.step import take_smaller_parts, train_step
+from unetfast.train.validate import collect_first_panels
 
 MakeConfig = Callable[..., Config]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -166,6 +175,42 @@ def test_a_compiler_that_fails_is_a_users_error(
     with pytest.raises(UserError, match=r"train\.compile: torch cannot compile the network \(.*take --set train\.compile=off"):
         take_steps(toy_shards, tmp_path, make_config, compile="on")
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no C++ compiler found"), TritonMissing(None)], ids=lambda error: type(error).__name__
+)
+def test_a_compiler_that_fails_in_an_evaluation_is_a_users_error(
+    error: Exception, toy_shards: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_without_gradients(graph: Any, inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            raise error
+        return graph
+
+    compile_plainly = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **given: compile_plainly(self, backend=fail_without_gradients, **given)
+    )
+    torch._dynamo.reset()
+    config = make_config(train={"compile": "on"}, model={"base_channels": 2, "depth": 1, "convs_per_block": 1})
+    told = r"train\.compile: torch cannot compile the network \(.*take --set train\.compile=off"
+    with build_run(toy_shards, config, RunFolder(tmp_path)) as run:
+        train_step(run, next(iter(run.loader)))
+        with pytest.raises(UserError, match=told):
+            validate_both(run, StopRequest())
+        with pytest.raises(UserError, match=told):
+            collect_first_panels(run, 1)
+    torch._dynamo.reset()
+
+
+def test_errors_that_are_no_compilers_stay_as_they_are() -> None:
+    for error in (MemoryError("no memory"), RuntimeError("CUDA out of memory"), KeyError("key"), StoppedError()):
+        with pytest.raises(type(error)) as caught, explaining_compiler(True):
+            raise error
+        assert caught.value is error
+    with pytest.raises(TritonMissing), explaining_compiler(False):
+        raise TritonMissing(None)
 
 
 def test_a_process_may_train_more_networks_than_torch_allows_by_itself(

@@ -7,6 +7,8 @@ record has its memory to itself, so gradients cannot be added up in it from one 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from unetfast.config import Config
 from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.model.network import Network
+from unetfast.train.memory import is_out_of_memory
 
 GRAPHS = "graphs"
 _REMEDY = "take --set train.compile=on"
@@ -79,16 +82,27 @@ def check_parts(config: Config, accumulation: int) -> None:
         )
 
 
-def check_compiler(error: BaseException) -> None:
-    """Say in a line what a compiler's failure in a step means, such as that there is no C++ compiler.
+@contextmanager
+def explaining_compiler(compiled: bool) -> Iterator[None]:
+    """Say in a line what a compiler's failure inside the block means, such as that there is no C++ compiler.
+
+    torch compiles at the first pass of a size: in a run that is a picture before the first step, a step, or a validation pass.
+    Memory that runs out while it does so stays what it is.
+
+    Args:
+        compiled: whether the network that the block calls is; errors of other networks stay as they are.
 
     Raises:
         UserError: the error is one of torch.compile, or of the compiler that it hands its graphs to.
     """
-    if isinstance(error, compiler_errors()):
-        raise UserError(
-            f"train.compile: torch cannot compile the network ({say_why(error)}); take --set train.compile=off"
-        ) from error
+    try:
+        yield
+    except Exception as error:  # the compiler's are not all RuntimeErrors
+        if compiled and not is_out_of_memory(error) and isinstance(error, compiler_errors()):
+            raise UserError(
+                f"train.compile: torch cannot compile the network ({say_why(error)}); take --set train.compile=off"
+            ) from error
+        raise
 
 
 def count_skipped_graphs(config: Config) -> int:

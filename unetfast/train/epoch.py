@@ -88,7 +88,7 @@ def validate_both(run: Run, stop: StopRequest, *, collect_panels: int = 0) -> tu
 
     Raises:
         StoppedError: a stop was asked for.
-        UserError: memory ran out.
+        UserError: memory ran out, or the network cannot be compiled.
     """
     try:
         evaluation = validate(run, stop, collect_panels=collect_panels)

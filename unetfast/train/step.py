@@ -14,7 +14,7 @@ from unetfast.errors import UserError
 from unetfast.loader.batch import Batch
 from unetfast.model.deep import full_size, supervised_loss
 from unetfast.model.metrics import confusion_matrix
-from unetfast.train.compiling import GRAPHS, check_compiler
+from unetfast.train.compiling import GRAPHS, explaining_compiler
 from unetfast.train.guard import update_weights
 from unetfast.train.memory import free_memory, is_out_of_memory, next_accumulation
 from unetfast.train.meter import StepClock
@@ -58,11 +58,10 @@ def compute_gradients_in_memory(run: Run, batch: Batch) -> tuple[Tensor, Tensor]
     """Compute the gradients of a step, in as many micro-batches as memory asks for; see `compute_gradients`."""
     while True:
         try:
-            return compute_gradients(run, batch)
-        except Exception as error:  # the compiler's are not all RuntimeErrors
+            with explaining_compiler(run.compiled):
+                return compute_gradients(run, batch)
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                if run.compiled:
-                    check_compiler(error)
                 raise
             problem = str(error).strip().splitlines()
         # outside of `except`: the error's traceback holds the activations of the pass that failed

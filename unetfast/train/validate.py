@@ -10,6 +10,7 @@ from unetfast.distributed import World, even_out_buffers
 from unetfast.infer.evaluate import Evaluation, evaluate
 from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader
+from unetfast.train.compiling import explaining_compiler
 from unetfast.train.processes import share_cores
 from unetfast.train.run import Run
 from unetfast.train.signals import StoppedError, StopRequest
@@ -48,6 +49,7 @@ def validate(run: Run, stop: StopRequest, *, collect_panels: int = 0) -> Evaluat
 
     Raises:
         StoppedError: a stop was asked for.
+        UserError: the network cannot be compiled.
     """
     assert run.val_reader is not None
 
@@ -57,7 +59,7 @@ def validate(run: Run, stop: StopRequest, *, collect_panels: int = 0) -> Evaluat
 
     alone = run.world.size == 1
     even_out_buffers(run.model, run.world)
-    with build_val_loader(run, run.val_reader, run.world) as loader:
+    with build_val_loader(run, run.val_reader, run.world) as loader, explaining_compiler(run.compiled):
         evaluation = evaluate(
             run.model,
             loader,
@@ -81,12 +83,15 @@ def collect_first_panels(run: Run, num_panels: int) -> list[Panel]:
     """Predict the first samples of the validation split, or of the training split where there is none.
 
     The main process does it alone; all others get an empty list.
+
+    Raises:
+        UserError: the network cannot be compiled.
     """
     if not run.world.is_main:
         return []
     reader = run.val_reader or run.train_reader
     batch_size = eval_batch_size(run)
-    with build_val_loader(run, reader, World()) as loader:
+    with build_val_loader(run, reader, World()) as loader, explaining_compiler(run.compiled):
         first = cast(Loader, itertools.islice(loader, -(-num_panels // batch_size)))  # evaluate only iterates
         return evaluate(
             run.model,
