@@ -89,8 +89,14 @@ def test_missing_extras_are_hints_alone(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("find", "said"),
     [
-        (find_all_but("numba"), "numba not installed: the CPU loader's masks take longer. To get it: pip install"),
-        (find_all_but(broken="numba"), "numba 1.0 does not work (OSError: no libGL): the CPU loader's masks take longer"),
+        (
+            find_all_but("numba"),
+            "numba not installed: the CPU loader has no compiled steps, and takes longer. To get it: pip install",
+        ),
+        (
+            find_all_but(broken="numba"),
+            "numba 1.0 does not work (OSError: no libGL): the CPU loader has no compiled steps, and takes longer",
+        ),
     ],
 )
 def test_what_the_loader_does_without_is_a_hint(find: doctor.Callable[[str, str], PackageState], said: str) -> None:

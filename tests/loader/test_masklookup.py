@@ -46,7 +46,7 @@ def test_without_numba_the_batches_are_the_same_and_the_loader_says_so(shards: P
     monkeypatch.setitem(sys.modules, "numba", None)
     with make(shards) as loader:
         assert keep(loader, 6) == expected
-        assert loader.facts.startswith("masks by OpenCV, which takes longer: ")
+        assert loader.facts.startswith("without compiled steps, so samples take longer: ")
 
 
 def fail(dtype: np.dtype[Any]) -> Callable[..., None]:

@@ -198,7 +198,9 @@ def _add_hints(report: DoctorReport) -> None:
     numba = next(state for state in report.extras if state.name == "numba")
     if numba.error or not numba.version:
         state = f"{numba.version} does not work ({numba.error})" if numba.error else "not installed"
-        report.hints.append(f"numba {state}: the CPU loader's masks take longer. To get it: pip install 'unetfast[numba]'")
+        report.hints.append(
+            f"numba {state}: the CPU loader has no compiled steps, and takes longer. To get it: pip install 'unetfast[numba]'"
+        )
     missing = [state.name for state in report.extras if not state.version and state.name in EXPORT_PACKAGES]
     if missing:
         report.hints.append(f"{', '.join(missing)} not installed. To export to ONNX: pip install 'unetfast[export]'")
