@@ -108,6 +108,8 @@ def test_one_rung_on_given_shards(car_shards: Path, tmp_path: Path) -> None:
     assert record["toy"] is None
     assert json.loads(results.splitlines()[-1]) == record
     assert "toy " not in notes
+    assert f"data    {car_shards} (carvana, " in notes
+    assert "loader  cpu (no GPU is used), 32x48 (stored " in notes
     assert list(tmp_path.iterdir()) == []  # nothing was drawn, and what was packed is gone
 
 

@@ -117,11 +117,14 @@ def test_single_rungs_say_how_near_they_are_to_their_own_limit_and_what_tells_th
         verdict = judge({name: figures})
         assert verdict["limit"] is None
         assert verdict["sentence"].startswith(words)
-        assert verdict["sentence"].endswith("takes the rungs loader and model (unetfast bench all)")
+        assert verdict["sentence"].endswith("is told by loader and model together (unetfast bench all)")
 
 
 def test_single_rungs_name_what_to_do() -> None:
     assert "loader.cache=ram" in judge({"loader": rung([10] * 5, cache="off", device="cpu")})["next"]
+    for per_core_s, remedy in ((400.0, "loader.cache=ram"), (1000.0, "fewer augment.* keys")):
+        loader = rung([100] * 5, 0.01, decode_images_per_core_s=per_core_s, cache="off", device="cpu")
+        assert remedy in judge({"loader": loader})["next"]
     model = rung([1000] * 5, device="cuda:0", compiled=True, next_limit="memory traffic", limits={"name": "memory"})
     assert judge({"model": model})["next"] == "memory traffic"
     model["facts"] |= {"next_limit": "kernels below their limits", "limits": {"name": "kernels"}}

@@ -24,12 +24,12 @@ from unetfast.data.reader import open_shards
 from unetfast.device import resolve_device
 from unetfast.distributed import World
 from unetfast.loader.batch import Batch
-from unetfast.loader.build import build_loader, choose_backend
+from unetfast.loader.build import build_loader
 from unetfast.train.autobatch import settle_batch_size
 from unetfast.train.randomness import numeric_settings
 from unetfast.train.run import Run
 from unetfast.train.runfolder import RunFolder
-from unetfast.train.setup import build_run, describe_run, resolve_run
+from unetfast.train.setup import build_run, describe_data, describe_loader, describe_run, resolve_run
 
 RUNGS = ("read", "loader", "model", "train", "shard")
 _STEP_RUNGS = frozenset({"model", "train"})
@@ -143,12 +143,14 @@ def open_bench(
                 console.print(line, markup=False, soft_wrap=True)
             reader, loader, device = run.train_reader, run.loader, run.device
         else:
-            reader = stack.enter_context(open_shards(data.shards).split("train", checksum=config.loader.checksum))
+            shards = open_shards(data.shards)
+            reader = stack.enter_context(shards.split("train", checksum=config.loader.checksum))
             loader = None
+            if {"read", "loader"} & {*names}:
+                console.print(describe_data(data.shards, shards.manifest), markup=False, soft_wrap=True)
             if "loader" in names:
                 loader = stack.enter_context(build_loader(reader, config, training=True, device=device))
-                reason = choose_backend(config, device, training=True).reason
-                console.print(f"loader  {loader.backend} ({reason})", markup=False, soft_wrap=True)
+                console.print(describe_loader(loader, config, device, reader), markup=False, soft_wrap=True)
         if loader is not None:
             batches = iter(loader)
         if "read" in names:

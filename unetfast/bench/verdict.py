@@ -19,6 +19,8 @@ NOISY_SPREAD = 0.25
 BUSY_SHARE = 0.1
 # a loader with less room than this holds training up now and then
 SCANT_FEED = 1.15
+# a loader whose decoding is less of its work than this gains little by a cache of decoded pixels
+CACHE_SHARE = 0.2
 # a stored side this many times the target's costs more to decode than to pack smaller once
 LARGE_REDUCTION = 1.5
 
@@ -123,14 +125,20 @@ def _say_alone(rungs: Rungs) -> str:
         if name == "read" and facts.get("hash_gb_per_s"):
             hash_s = facts["bytes_per_image"] / (1e9 * facts["hash_gb_per_s"])
             parts.append(f"{100 * hash_s / core_s:.0f} % of reading's core-seconds are the hash")
-        if name == "loader" and facts.get("decode_images_per_core_s"):
-            decode_s = 1 / facts["decode_images_per_core_s"]
-            parts.append(f"{100 * decode_s / core_s:.0f} % of the loader's core-seconds are decoding")
+        decode_share = _decode_share(rung)
+        if name == "loader" and decode_share is not None:
+            parts.append(f"{100 * decode_share:.0f} % of the loader's core-seconds are decoding")
         if name == "model" and facts.get("share_of_roofline_pct"):
             parts.append(f"the model reaches {facts['share_of_roofline_pct']:.2g} % of its roofline")
         if name == "train":
             parts.append(f"data-wait {facts['data_wait_pct']['median']:.2g} %")
-    return "; ".join([*parts, "which stage is the limit takes the rungs loader and model (unetfast bench all)"])
+    return "; ".join([*parts, "what limits training is told by loader and model together (unetfast bench all)"])
+
+
+def _decode_share(rung: Mapping[str, Any]) -> float | None:
+    """Say what part of a loader's processor time decoding alone takes; None where that was not measured."""
+    per_core_s = rung["facts"].get("decode_images_per_core_s")
+    return 1 / per_core_s / max(float(rung["core_s_per_image"]["median"]), 1e-9) if per_core_s else None
 
 
 def _say_limit(
@@ -194,7 +202,13 @@ def _say_next_of_loader(rungs: Rungs, limit: str | None) -> str:
     if facts.get("cache") == "off" and str(facts.get("device")).startswith("cuda"):
         steps.append("loader.cache=gpu where the data set fits on the card")
     elif facts.get("cache") == "off":
-        steps.append("loader.cache=ram where the decoded pixels fit into memory")
+        share = _decode_share(rungs["loader"])
+        if share is None or share >= CACHE_SHARE:
+            steps.append("loader.cache=ram where the decoded pixels fit into memory")
+        else:
+            steps.append(
+                "more cores, or fewer augment.* keys: what follows decoding (resize, augmentation, masks) is the most of it"
+            )
     reduction, size = facts.get("stored_over_target"), facts.get("size_hw")
     if reduction is not None and size is not None and reduction >= LARGE_REDUCTION:
         steps.append(f"pack at training size (unetfast shard --size {size[0]}x{size[1]}), images are {reduction:.2g}x as wide")

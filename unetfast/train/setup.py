@@ -28,12 +28,13 @@ from unetfast.config import (
 )
 from unetfast.data.imbalance import advise_on_classes
 from unetfast.data.manifest import Manifest, read_manifest
-from unetfast.data.reader import open_shards
+from unetfast.data.reader import SplitReader, open_shards
 from unetfast.device import resolve_amp, resolve_compile, resolve_device
 from unetfast.distributed import World
 from unetfast.errors import UserError
 from unetfast.hostmemory import FreedMemory, keep_freed_memory
 from unetfast.infer.load import build_loss
+from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader, choose_backend
 from unetfast.model.losses import SegmentationLoss
 from unetfast.model.network import Network
@@ -226,24 +227,17 @@ def _check_batch_norm(config: Config, model: Network, world: World) -> None:
 
 def describe_run(run: Run, shards: Path) -> list[str]:
     """Say in four lines what was understood: data, loader, model, run; and in further ones what is out of the ordinary."""
-    config, manifest = run.config, run.manifest
-    counts = " / ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
-    height, width = config.loader.size_hw
-    accumulation = f" in {run.accumulation} parts" if run.accumulation > 1 else ""
+    config = run.config
     number_format = "float32" if run.amp.name == "off" else run.amp.name
     modes = ["channels_last"] * config.train.channels_last + [_describe_compiled(run)]
-    reason = choose_backend(config, run.device, training=True).reason
-    facts = f", {run.loader.facts}" if run.loader.facts else ""
     warmup = f", warm-up {config.schedule.warmup_steps} steps" if config.schedule.warmup_steps else ""
     average = f", moving average of the weights (ema.decay {config.ema.decay:g})" if config.ema.decay else ""
-    stored = describe_sizes(run.train_reader.rows)
     length = f"{config.train.epochs} epochs, {run.total_steps:,} steps"
     if run.total_steps == config.train.max_steps:
         length = f"{run.total_steps:,} steps (train.max_steps)"
     return [
-        f"data    {shards} ({manifest.dataset}, {counts}, {manifest.num_classes} classes)",
-        f"loader  {run.loader.backend} ({reason}), {height}x{width} (stored {stored}; loader.size_hw), "
-        f"batch {config.loader.batch_size}{accumulation}{facts}",
+        describe_data(shards, run.manifest),
+        describe_loader(run.loader, config, run.device, run.train_reader, accumulation=run.accumulation),
         f"model   {run.model.title}, {count_parameters(run.model) / 1e6:.2f} M parameters on {run.device}, {', '.join(modes)}, "
         f"{number_format} ({run.amp.reason})",
         f"run     {run.folder.path}: {length}, {config.optimizer.name} "
@@ -251,6 +245,30 @@ def describe_run(run: Run, shards: Path) -> list[str]:
         *describe_processes(run.world, run.num_synchronized),
         *(describe_memory(keep_freed_memory()) if run.device.type == "cpu" else []),
     ]
+
+
+def describe_data(shards: Path, manifest: Manifest) -> str:
+    """Say in a line what is in a shard folder."""
+    counts = " / ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+    return f"data    {shards} ({manifest.dataset}, {counts}, {manifest.num_classes} classes)"
+
+
+def describe_loader(loader: Loader, config: Config, device: torch.device, reader: SplitReader, *, accumulation: int = 1) -> str:
+    """Say in a line which training loader was chosen and why, and what its batches are.
+
+    Args:
+        loader: built by `config`, of `reader`.
+        device: where its batches are.
+        accumulation: parts that each batch is cut into.
+    """
+    reason = choose_backend(config, device, training=True).reason
+    height, width = config.loader.size_hw
+    parts = f" in {accumulation} parts" if accumulation > 1 else ""
+    facts = f", {loader.facts}" if loader.facts else ""
+    return (
+        f"loader  {loader.backend} ({reason}), {height}x{width} (stored {describe_sizes(reader.rows)}; loader.size_hw), "
+        f"batch {config.loader.batch_size}{parts}{facts}"
+    )
 
 
 def _describe_compiled(run: Run) -> str:
