@@ -125,6 +125,9 @@ def test_single_rungs_name_what_to_do() -> None:
     for per_core_s, remedy in ((400.0, "loader.cache=ram"), (1000.0, "fewer augment.* keys")):
         loader = rung([100] * 5, 0.01, decode_images_per_core_s=per_core_s, cache="off", device="cpu")
         assert remedy in judge({"loader": loader})["next"]
+    dali = judge({"loader": rung([10] * 5, cache="off", backend="dali", device="cpu")})["next"]
+    assert dali.startswith("loader.backend=cpu")
+    assert "loader.cache" not in dali  # DALI has none in RAM
     model = rung([1000] * 5, device="cuda:0", compiled=True, next_limit="memory traffic", limits={"name": "memory"})
     assert judge({"model": model})["next"] == "memory traffic"
     model["facts"] |= {"next_limit": "kernels below their limits", "limits": {"name": "kernels"}}

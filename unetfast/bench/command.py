@@ -15,14 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from unetfast.bench.compare import compare_records, format_comparison, read_bench_record
-from unetfast.bench.harness import describe_environment, without_places
+from unetfast.bench.harness import describe_environment, make_folder, without_places
 from unetfast.bench.opening import RUNGS, BenchData, find_data, open_bench, resolve_bench_config
 from unetfast.bench.rung import OtherWork, measure_rungs
 from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.table import format_rungs
 from unetfast.bench.verdict import judge, say_others
 from unetfast.config import Config
-from unetfast.errors import UserError
 from unetfast.wholefile import write_whole
 
 FULL_ROUNDS, FULL_SECONDS = 5, 2.0
@@ -105,9 +104,9 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
     """
     out, load_before = stdout or sys.stdout, os.getloadavg()[0]
     former = None if asked.compare is None else read_bench_record(asked.compare)
-    _make_folder(asked.data, f"--data {asked.data}")
+    make_folder(asked.data, f"--data {asked.data}")
     if asked.json is not None:
-        _make_folder(asked.json.parent, f"--json {asked.json}")
+        make_folder(asked.json.parent, f"--json {asked.json}")
     data = find_data(
         shards=asked.shards,
         toy=asked.toy,
@@ -153,16 +152,6 @@ def run_bench(asked: BenchRequest, *, console: Console, stdout: TextIO | None = 
         print(f"\n{format_comparison(record['comparison'], former, record, str(asked.compare))}", file=out, flush=True)
     _write_record(record, asked.json, out, console)
     return record
-
-
-def _make_folder(folder: Path, option: str) -> None:
-    """Refuse what cannot be written before minutes of measuring, not behind them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another one") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{option}: the folder {folder} cannot be written to; name another one")
 
 
 def _begin_record(asked: BenchRequest, data: BenchData, config: Config, load_before: float) -> dict[str, Any]:

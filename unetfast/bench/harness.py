@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unetfast.errors import UserError
+
 T = TypeVar("T")
 
 _ROOT = Path(__file__).parents[2]
@@ -28,10 +30,30 @@ _FOLDERS = re.compile(r"(?<![\w./:~-])/(?:[^\s/'\",:]+/)+")
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "lz4", "xxhash")
 # of these a machine has one name or another, or none
 _OTHER_PACKAGES = (
-    *("torchvision", "triton", "pydantic", "webdataset", "nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+    *("torchvision", "triton", "numba", "pydantic", "webdataset", "nvidia-dali-cuda120", "nvidia-dali-cuda130"),
     *("nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"),
     *("nvidia-libnvcomp-cu12", "nvidia-libnvcomp-cu13"),
 )
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder for results, and refuse what cannot be written before minutes of measuring, not behind them.
+
+    Args:
+        folder: may be there.
+        option: of the command line, with its value, for the error.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{option}: {folder} is a file, and no folder; name another one") from None
+    except OSError as error:
+        raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another one") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: the folder {folder} cannot be written to; name another one")
 
 
 def describe_environment() -> dict[str, Any]:

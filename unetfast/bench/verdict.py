@@ -199,7 +199,10 @@ def _say_next_of_loader(rungs: Rungs, limit: str | None) -> str:
     """Name what makes this loader cheaper, in the order of what it gives."""
     facts = rungs["loader"]["facts"]
     steps = []
-    if facts.get("cache") == "off" and str(facts.get("device")).startswith("cuda"):
+    on_gpu = str(facts.get("device")).startswith("cuda")
+    if facts.get("backend") == "dali" and not on_gpu:
+        steps.append("loader.backend=cpu, DALI's CPU mode is for tests")
+    elif facts.get("cache") == "off" and on_gpu:
         steps.append("loader.cache=gpu where the data set fits on the card")
     elif facts.get("cache") == "off":
         share = _decode_share(rungs["loader"])

@@ -62,10 +62,15 @@ def bench(
     _check_numbers(rounds, seconds, seed)
     _check_data(shards, toy)
     check_settings(config, preset, set_ or [])
-    if json is not None and json.is_dir():
-        raise UserError(f"--json {json}: is a folder; give a file")
     from unetfast.bench.compare import read_bench_record
+    from unetfast.bench.harness import make_folder
 
+    if json is not None:
+        if json.is_dir():
+            raise UserError(f"--json {json}: is a folder; give a file")
+        make_folder(json.parent, f"--json {json}")
+    if data is not None:
+        make_folder(data, f"--data {data}")
     if compare is not None:
         read_bench_record(compare)
     from unetfast.bench.command import BenchRequest, run_bench
