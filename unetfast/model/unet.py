@@ -174,7 +174,8 @@ class UNet(Network):
 
     def score(self, hidden_NCHW: Tensor) -> Logits:
         """Score normalised pixels whose height and width are multiples of the stride; see `Network.forward`."""
-        *skips, hidden_NCHW = self._encode(hidden_NCHW)
+        skips = self._encode(hidden_NCHW)
+        hidden_NCHW = skips.pop()  # `*skips, hidden_NCHW = ` is a tuple to the compiler of torch 2.11
         levels = []
         for level in self.decoder:
             hidden_NCHW = level(hidden_NCHW, skips.pop())
