@@ -152,7 +152,8 @@ def test_a_compiler_that_fails_is_a_users_error(
     compile_plainly = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **given: compile_plainly(self, backend=fail, **given))
     photos = save_photos(tmp_path / "in", (40, 60))
-    with pytest.raises(UserError, match=r"--compile: torch cannot compile.*1 x 32x48 pixels.*leave --compile out"):
+    told = r"--compile: torch cannot compile.*1 x 32x48 pixels \(RuntimeError: no C\+\+ compiler found\); leave --compile out"
+    with pytest.raises(UserError, match=told):
         predict(save_tiny_model(), photos, tmp_path / "out", compiled=True, device="cpu")
 
 
