@@ -28,7 +28,8 @@ from typing import Any
 
 from bar import FAILED, format_bar, format_note, lost_bar
 
-from unetfast.bench.harness import describe_environment, finish
+from unetfast.bench.harness import add_record_argument, describe_environment, finish, make_folder
+from unetfast.errors import UserError
 
 BENCHMARKS = Path(__file__).parent
 RECORD = BENCHMARKS / "results" / "bench-cpu.json"
@@ -284,26 +285,30 @@ def main(arguments: list[str] | None = None) -> int:
         "--against", type=Path, metavar="FILE", help="an earlier record, such as of another seed: same verdicts?"
     )
     parser.add_argument("--logs", type=Path, help="folder for what the programs print; default: none is kept")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        help=f"file for the record; default: {RECORD.relative_to(BENCHMARKS.parent)}, where all of it was measured",
-    )
+    add_record_argument(parser, f"the record; default: {RECORD.relative_to(BENCHMARKS.parent)}, where all of it was measured")
     given = parser.parse_args(arguments)
     try:
         programs, wanted = choose_programs(given.only)
     except ValueError as error:
         parser.error(str(error))
+    if given.seed < 0:
+        parser.error("--seed must be 0 or more")
+    if not given.minutes > 0:
+        parser.error("--minutes must be more than 0")
     before = None if given.against is None else _read_bars(parser, given.against)
     load = os.getloadavg()[0]
     if load > MAX_LOAD:
         sys.stderr.write(
             f"note: this machine does other work (load {load:.1f}): ratios lean to one side or the other, figures fall\n"
         )
+    if given.logs is not None:
+        try:
+            make_folder(given.logs, "--logs")
+        except UserError as error:
+            parser.error(str(error))
     shared = ["--seed", str(given.seed), *(["--quick"] if given.quick else [])]
     with contextlib.ExitStack() as stack:
         logs = given.logs.resolve() if given.logs else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        logs.mkdir(parents=True, exist_ok=True)
         sys.stderr.write(
             f"toy data of seed {given.seed} is drawn and packed, where it is not there yet, before the clock starts\n"
         )

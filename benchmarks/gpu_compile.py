@@ -25,7 +25,7 @@ from typing import Any
 from apart import Apart
 from gpu_bars import WARM_START_S, gpu_bar
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_table, spread
+from unetfast.bench.harness import SideError, add_record_argument, describe_environment, finish, format_table, spread
 from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.toyshards import TOY_PACKING, add_data_arguments, draw_toy
 from unetfast.data.pack import pack
@@ -186,7 +186,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting on top of the preset")
     parser.add_argument("--rounds", type=int, default=3, help="warm starts")
     parser.add_argument("--timeout", type=float, default=180, help="seconds for a start")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     if given.rounds < 1:
         parser.error("--rounds must be above 0")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from decode_sides import DecodePlan
@@ -19,7 +18,7 @@ from gpu_bars import DECODE_FLOORS, DECODE_RATIO, divide, gpu_bar
 from loader import format_results, parse_size, run
 from sides import plan_sides
 
-from unetfast.bench.harness import describe_environment, finish
+from unetfast.bench.harness import add_record_argument, describe_environment, finish
 from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
 from unetfast.config import apply_overrides, build_config, preset_names, read_preset_tree
@@ -61,7 +60,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of our side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a round")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0 or given.batch_size < 1:
         parser.error("--rounds, --seconds and --batch-size must be above 0")

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from unetfast.bench.harness import (
     SideError,
+    add_record_argument,
     describe_environment,
     finish,
     format_spread,
@@ -209,7 +210,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting on top of the preset")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a round")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0:
         parser.error("--rounds and --seconds must be above 0")

@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import probe_steps
 from apart import Apart
 
-from unetfast.bench.harness import SideError, describe_environment, finish
+from unetfast.bench.harness import SideError, add_record_argument, describe_environment, finish
 
 Steps = dict[str, Callable[[str], dict[str, Any]]]
 
@@ -62,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--steps", choices=("all", "works", "rates"), default="all")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for a step")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     record: dict[str, Any] = {"benchmark": "gpu_probe", "device": given.device, "environment": describe_environment()}
     record["steps"] = run_steps(given.device, given.steps, given.timeout)

@@ -34,7 +34,15 @@ from apart import one_line
 from gpu_bars import TRAINING_FLOORS, TRAINING_RATIOS, divide, gpu_bar
 from loader import parse_size
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, take_turns
+from unetfast.bench.harness import (
+    SideError,
+    add_record_argument,
+    describe_environment,
+    finish,
+    format_spread,
+    format_table,
+    take_turns,
+)
 from unetfast.bench.model import ModelRung
 from unetfast.bench.rung import Peaks, Round, Rung, Stopwatch, steps_of, sum_up
 from unetfast.bench.toyshards import default_root, make_toy_shards
@@ -258,7 +266,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of pixels and classes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.6, help="of a round")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0 or given.batch_size < 0:
         parser.error("--rounds and --seconds must be above 0, --batch-size not below")

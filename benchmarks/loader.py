@@ -22,6 +22,7 @@ from sides import plan_sides
 
 from unetfast.bench.harness import (
     SideError,
+    add_record_argument,
     describe_environment,
     finish,
     format_spread,
@@ -168,7 +169,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
     parser.add_argument("--warmup", type=float, default=None, help="seconds of the first round (default: as the others)")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0:
         parser.error("--rounds and --seconds must be above 0")

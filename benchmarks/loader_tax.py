@@ -25,7 +25,16 @@ from apart import one_line
 from device_meter import DeviceMeter
 from gpu_bars import LOADER_TAX, gpu_bar
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_spread, format_table, spread, take_turns
+from unetfast.bench.harness import (
+    SideError,
+    add_record_argument,
+    describe_environment,
+    finish,
+    format_spread,
+    format_table,
+    spread,
+    take_turns,
+)
 from unetfast.bench.model import repeat_batch
 from unetfast.bench.shardfacts import describe_shards
 from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
@@ -175,7 +184,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting on top of the preset")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0:
         parser.error("--rounds and --seconds must be above 0")

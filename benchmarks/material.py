@@ -21,7 +21,15 @@ from typing import Any
 
 from bar import format_bar
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_table, percentile, spread
+from unetfast.bench.harness import (
+    SideError,
+    add_record_argument,
+    describe_environment,
+    finish,
+    format_table,
+    percentile,
+    spread,
+)
 from unetfast.bench.toyshards import default_root, make_toy_shards
 from unetfast.data.options import PackOptions
 from unetfast.data.pack import pack
@@ -71,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, reads_real: bool = True) -
     parser.add_argument("--seed", type=int, default=0, help="of the toy data: another one draws other contents and sizes")
     parser.add_argument("--rounds", type=int, default=5, help="of each side (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds on little, small data: does it work at all?")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
 
 
 def add_all_sides(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +94,8 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argpa
     given = parser.parse_args(arguments)
     if given.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if given.seed < 0:
+        parser.error("--seed must be 0 or more")
     if given.quick:
         given.rounds = min(given.rounds, 2)
     return given

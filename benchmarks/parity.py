@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from apart import Apart
 
-from unetfast.bench.harness import SideError, describe_environment, finish, format_table, percentile
+from unetfast.bench.harness import SideError, add_record_argument, describe_environment, finish, format_table, percentile
 from unetfast.bench.toyshards import add_data_arguments, make_toy_shards
 from unetfast.config import apply_overrides, build_config, preset_names, read_preset_tree
 from unetfast.data.manifest import read_manifest
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=60, help="seconds for a variant")
-    parser.add_argument("--json", type=Path, default=None, help="write the record here too")
+    add_record_argument(parser)
     given = parser.parse_args(arguments)
     results: dict[str, dict[str, Any]] = {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -81,6 +82,21 @@ def test_a_record_is_the_last_line_and_a_file(tmp_path: Path, capsys: pytest.Cap
     harness.finish({"a": [1, 2]}, tmp_path / "deep" / "record.json")
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"a": [1, 2]}
     assert json.loads((tmp_path / "deep" / "record.json").read_text()) == {"a": [1, 2]}
+
+
+def test_a_record_that_cannot_be_written_is_refused_when_arguments_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    harness.add_record_argument(parser)
+    assert parser.parse_args([]).json is None
+    assert parser.parse_args(["--json", str(tmp_path / "new" / "a.json")]).json == tmp_path / "new" / "a.json"
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    for place, told in ((tmp_path, "is a folder; give a file"), (tmp_path / "file" / "a.json", "is a file, and no folder")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--json", str(place)])
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

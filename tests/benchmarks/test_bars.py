@@ -224,6 +224,24 @@ def test_verdicts_of_two_runs_are_held_against_each_other(tmp_path: Path, capsys
     assert "gone.json: no record of this program" in capsys.readouterr().err
 
 
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bars, "run_programs", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "file").write_text("")
+    below = str(tmp_path / "file" / "below")
+    for words, told in (
+        (["--minutes", "0"], "--minutes must be more than 0"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--only", "C99"], "--only C99: there are C1, "),
+        (["--json", f"{below}/record.json"], "is a file, and no folder"),
+        (["--logs", below], f"--logs: the folder {below} cannot be made"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            bars.main(words)
+        assert told in capsys.readouterr().err
+
+
 def test_what_has_no_bar_shows_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ run, so that a machine which gets slower hits all of them alike.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -54,6 +55,22 @@ def make_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another one") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option}: the folder {folder} cannot be written to; name another one")
+
+
+def add_record_argument(parser: argparse.ArgumentParser, words: str = "write the record here too") -> None:
+    """Let a program be told where its record goes: `--json FILE`, whose folder is made before anything is measured."""
+    parser.add_argument("--json", type=_record_file, default=None, metavar="FILE", help=words)
+
+
+def _record_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; give a file")
+    try:
+        make_folder(path.parent, text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
 
 
 def describe_environment() -> dict[str, Any]:
