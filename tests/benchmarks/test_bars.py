@@ -234,7 +234,7 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_is_measured(
         (["--minutes", "0"], "--minutes must be more than 0"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--only", "C99"], "--only C99: there are C1, "),
-        (["--json", f"{below}/record.json"], "is a file, and no folder"),
+        (["--json", f"{below}/record.json"], f"the folder {below} cannot be made"),
         (["--logs", below], f"--logs: the folder {below} cannot be made"),
     ):
         with pytest.raises(SystemExit, match="2"):
