@@ -10,7 +10,6 @@ The first is drawn from the records that `make bench` and gpu.sh leave in result
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from table import RESULTS, ROOT, read_records
+from table import RESULTS, ROOT, read_record, read_records
 
 from unetfast.viz.lettering import spell
 
@@ -189,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         save(draw_bars(read_records(given.results)), given.out / "bars.png")
-        save(draw_roofline(json.loads(given.roofline.read_text(encoding="utf-8"))), given.out / "roofline.png")
+        save(draw_roofline(read_record(given.roofline)), given.out / "roofline.png")
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

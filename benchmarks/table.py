@@ -28,9 +28,28 @@ NOTHING_YET = "`make bench` measures this; no record of it stands in `benchmarks
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the records of bars that are there, by file name."""
+    """Read the records of bars that are there, by file name.
+
+    Raises:
+        ValueError: there is no such folder, or a record is no JSON.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
     paths = [path for pattern in RECORDS for path in sorted(folder.glob(pattern))]
-    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.name: read_record(path) for path in paths}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from None
+    return record
 
 
 def describe_origin(name: str, record: Mapping[str, Any]) -> str:
@@ -67,7 +86,7 @@ def make_table(records: Mapping[str, Mapping[str, Any]], *, plot: Path | None = 
     return "\n".join(lines)
 
 
-def replace_table(page: str, table: str) -> str:
+def replace_table(page: str, table: str, *, name: str) -> str:
     """Put a table between the marks of a page.
 
     Raises:
@@ -76,7 +95,7 @@ def replace_table(page: str, table: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"the page must hold {BEGIN!r} and behind it {END!r}, once each")
+        raise ValueError(f"{name}: the page must hold {BEGIN!r} and behind it {END!r}, once each")
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
@@ -86,12 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=ROOT / "README.md", help="default: README.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     given = parser.parse_args(arguments)
-    page = given.page.read_text(encoding="utf-8")
     plot = PLOT.relative_to(ROOT) if PLOT.is_file() else None
     try:
-        made = replace_table(page, make_table(read_records(given.results), plot=plot))
-    except ValueError as error:
-        sys.stderr.write(f"error: {given.page}: {error}\n")
+        records = read_records(given.results)
+        page = given.page.read_text(encoding="utf-8")
+        made = replace_table(page, make_table(records, plot=plot), name=str(given.page))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
         return 2
     if given.check:
         if made == page:
@@ -99,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{given.page}: its table differs from the records; run `python benchmarks/table.py`\n")
         return 1
     given.page.write_text(made, encoding="utf-8")
+    num_bars = sum(len(record["bars"]) for record in records.values())
+    print(f"{given.page.name}: {num_bars} bars of {', '.join(records) or 'no record'}{' (as before)' * (made == page)}")
     return 0
 
 

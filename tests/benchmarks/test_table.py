@@ -99,5 +99,17 @@ def test_a_page_without_its_two_marks_is_refused(page: str, tmp_path: Path, caps
     assert path.read_text() == page
 
 
+def test_a_folder_that_is_not_there_leaves_the_page_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert table.main(["--page", str(page), "--results", str(tmp_path / "gone")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'gone'}: no such folder\n"
+    (tmp_path / "bench-cpu.json").write_text("{")
+    assert table.main(["--page", str(page), "--results", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'bench-cpu.json'}: no JSON" in capsys.readouterr().err
+    assert page.read_text() == PAGE
+    assert table.main(["--page", str(tmp_path / "gone.md"), "--results", str(tmp_path)]) == 2
+
+
 def test_the_readme_says_what_the_records_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert table.main(["--check"]) == 0, capsys.readouterr().err
