@@ -14,9 +14,11 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
+from plain_resize import resize_in_integers
 
 from unetfast.data.codecs import decode_image
 from unetfast.loader.augment import Augmentation
+from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.pixels import choose_jpeg_reduction
 
 
@@ -41,6 +43,11 @@ def render_image(
 
 
 def resize(rgb_HWC: np.ndarray, box_yxyx: np.ndarray, out_HWC: np.ndarray) -> None:
+    """Resize as compiled code does it, or as libraries do where there is none."""
+    (resize_by_libraries if find_kernel("resize").problem else resize_in_integers)(rgb_HWC, box_yxyx, out_HWC)
+
+
+def resize_by_libraries(rgb_HWC: np.ndarray, box_yxyx: np.ndarray, out_HWC: np.ndarray) -> None:
     """Resize the inside by torch, and what sees past the box, or a box between pixels, by Pillow."""
     top, left, bottom, right = (float(edge) for edge in box_yxyx)
     out_height, out_width = out_HWC.shape[:2]

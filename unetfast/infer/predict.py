@@ -88,7 +88,7 @@ def predict(
 ) -> PredictReport:
     """Predict masks of images and write them below `out`: `unetfast predict`.
 
-    An image is resized to the checkpoint's training size as the loader does it; the logits are brought back to the image's
+    An image is resized to the checkpoint's training size by the loader's filter; the logits are brought back to the image's
     own size bilinearly, and the largest one names the pixel's class. With windows the image is not resized (but for `scale`):
     overlapping windows are predicted and their logits blended. Written for an image `NAME.jpg`:
 

@@ -19,7 +19,7 @@ import numpy as np
 from unetfast.data.image import TooLargeError, load_image
 from unetfast.errors import BadSampleError
 from unetfast.infer.inputs import ImageInput
-from unetfast.loader.pixels import resize_box
+from unetfast.loader.plainresize import resize_by_libraries
 
 MIN_ROOM_PIXELS = 2**27
 ROOM_PIXELS_PER_THREAD = 2**25
@@ -180,7 +180,7 @@ class ReadAhead:
             small_HWC = None
             if options.small_hw is not None:
                 small_HWC = np.empty((*options.small_hw, 3), dtype=np.uint8)
-                resize_box(rgb_HWC, np.array([0.0, 0.0, height, width]), small_HWC)
+                resize_by_libraries(rgb_HWC, np.array([0.0, 0.0, height, width]), small_HWC)
             prepared = Prepared(image, (height, width), small_HWC, rgb_HWC if options.keep_whole else None)
         except (OSError, BadSampleError, MemoryError) as error:
             if held:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unetfast.infer.fullsize import STRIPE_BYTES
 from unetfast.infer.window import Grid
-from unetfast.loader.pixels import resize_box
+from unetfast.loader.plainresize import resize_by_libraries
 
 BUFFER_BYTES = 384 * 2**20
 # of the logits of one batch of windows; the net's own activations come on top and are not ours to know
@@ -269,5 +269,5 @@ def _cut_scaled(rgb_HWC: np.ndarray, scaled_hw: tuple[int, int], rows: tuple[int
         last = min(first + step, bottom)
         # the far edge exactly: rounding must not ask for a pixel past it
         box = (first * by_row, left * by_column, min(last * by_row, height), min(right * by_column, width))
-        resize_box(rgb_HWC, np.array(box), strip_HWC[first - top : last - top])
+        resize_by_libraries(rgb_HWC, np.array(box), strip_HWC[first - top : last - top])
     return strip_HWC

@@ -251,8 +251,10 @@ class CpuLoader(PrefetchLoader[_Job]):
     ) -> None:
         labels = stream.reader.manifest.labels
         cache, kept = _open_cache(stream, config, local_size)
-        kernel = find_kernel("mask", np.dtype(labels.mask_dtype))  # compiled here, before the first batch is asked for
-        lacking = f"without compiled steps, so samples take longer: {kernel.problem}" if kernel.problem else ""
+        # compiled here, before the first batch is asked for
+        kernels = (find_kernel("mask", np.dtype(labels.mask_dtype)), find_kernel("resize"))
+        problems = "; ".join(dict.fromkeys(kernel.problem for kernel in kernels if kernel.problem))
+        lacking = problems and f"without compiled steps, so samples take longer: {problems}"
         self._facts = ", ".join(filter(None, [kept and f"cache {kept}", lacking]))
         work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed)
         super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)

@@ -15,13 +15,13 @@ from typing import Literal
 import cv2
 import numpy as np
 import simplejpeg
-import torch
-from PIL import Image
 
 from unetfast.data.codecs import decode_image
 from unetfast.data.indexrow import IndexRow
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError
+from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.plainresize import resize_by_libraries
 from unetfast.loader.scratch import scratch_array
 
 # how many decoded pixels, at least, one target pixel must still average, per axis, after a scaled JPEG decode
@@ -107,79 +107,22 @@ def decode_reduced(data: bytes | memoryview, codec: str, hw: tuple[int, int], re
 def resize_box(rgb_HWC: np.ndarray, box_yxyx: Sequence[float] | np.ndarray, out_HWC: np.ndarray) -> None:
     """Resize a box with an antialiasing triangle filter; what lies around the box is seen by its border pixels.
 
+    Compiled where numba is installed; without it by libraries (`plainresize`), whose levels may be one higher or lower.
+
     Args:
         rgb_HWC: uint8, contiguous, (H, W, 3).
-        box_yxyx: top, left, bottom, right in pixels of `rgb_HWC`; may lie between pixels, and is fastest where top and left do
-            not.
+        box_yxyx: top, left, bottom, right in pixels of `rgb_HWC`; may lie between pixels.
         out_HWC: receives the result, uint8, contiguous, (target height, target width, 3).
+
+    Raises:
+        ValueError: compiled code is given a box that is empty, or not inside the image.
     """
-    top, left, bottom, right = (float(edge) for edge in box_yxyx)
-    out_height, out_width = out_HWC.shape[:2]
-    if (bottom - top, right - left) == (out_height, out_width) and top.is_integer() and left.is_integer():
-        out_HWC[...] = rgb_HWC[int(top) : int(bottom), int(left) : int(right)]
-    elif top.is_integer() and left.is_integer():
-        whole_HWC = rgb_HWC[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
-        _resize_whole(whole_HWC, (out_height / (bottom - top), out_width / (right - left)), out_HWC)
-        _resize_borders(rgb_HWC, (top, left, bottom, right), out_HWC)
+    resize = find_kernel("resize").call
+    if resize is None:
+        resize_by_libraries(rgb_HWC, box_yxyx, out_HWC)
     else:
-        _resize_part(rgb_HWC, (top, left, bottom, right), out_HWC)
-
-
-def _resize_whole(rgb_HWC: np.ndarray, scales: tuple[float, float], out_HWC: np.ndarray) -> None:
-    """Resize from the top left corner by given scales: torch's uint8 kernel, several times as fast as Pillow's."""
-    readable_HWC = rgb_HWC
-    if not rgb_HWC.flags.c_contiguous:  # torch would copy it too, and takes four times as long for that
-        readable_HWC = scratch_array("whole", rgb_HWC.shape, np.uint8)
-        np.copyto(readable_HWC, rgb_HWC)
-    elif not rgb_HWC.flags.writeable:
-        readable_HWC = np.asarray(_ReadOnly(rgb_HWC))
-    source, result = (torch.from_numpy(part).permute(2, 0, 1)[None] for part in (readable_HWC, out_HWC))
-    torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out_HWC.shape[:2]), False, *scales, out=result)
-
-
-def _resize_borders(rgb_HWC: np.ndarray, box: tuple[float, float, float, float], out_HWC: np.ndarray) -> None:
-    """Do the border pixels again that see past the box into the image, which `_resize_whole` was not given."""
-    top, left, bottom, right = box
-    (height, width), (out_height, out_width) = rgb_HWC.shape[:2], out_HWC.shape[:2]
-    step_y, step_x = (bottom - top) / out_height, (right - left) / out_width
-    # the filter reaches one target pixel or one stored pixel, whichever is larger
-    num_y, num_x = min(math.ceil(max(1, 1 / step_y)), out_height), min(math.ceil(max(1, 1 / step_x)), out_width)
-    if top > 0:
-        _resize_part(rgb_HWC, (top, left, top + num_y * step_y, right), out_HWC[:num_y])
-    if math.ceil(bottom) < height:
-        _resize_part(rgb_HWC, (bottom - num_y * step_y, left, bottom, right), out_HWC[-num_y:])
-    if left > 0:
-        _resize_part(rgb_HWC, (top, left, bottom, left + num_x * step_x), out_HWC[:, :num_x])
-    if math.ceil(right) < width:
-        _resize_part(rgb_HWC, (top, right - num_x * step_x, bottom, right), out_HWC[:, -num_x:])
-
-
-class _ReadOnly:
-    """Lends the memory of a read-only array to torch, which warns of such arrays because it could write to them."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        interface = array.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
-
-
-def _resize_part(rgb_HWC: np.ndarray, box: tuple[float, float, float, float], out_HWC: np.ndarray) -> None:
-    """Resize any box; Pillow's filter is the same, and takes boxes between pixels.
-
-    Pillow keeps four bytes a pixel, and reads memory that has them without a copy of its own.
-    """
-    top, left, bottom, right = box
-    (height, width), (out_height, out_width) = rgb_HWC.shape[:2], out_HWC.shape[:2]
-    # only what the filter can reach is handed over
-    reach_y, reach_x = max((bottom - top) / out_height, 1) + 1, max((right - left) / out_width, 1) + 1
-    first_y, first_x = max(int(top - reach_y), 0), max(int(left - reach_x), 0)
-    last_y, last_x = min(int(bottom + reach_y) + 1, height), min(int(right + reach_x) + 1, width)
-    part_hw = (last_y - first_y, last_x - first_x)
-    rgbx_HWC = scratch_array("part", (*part_hw, 4), np.uint8)
-    cv2.cvtColor(rgb_HWC[first_y:last_y, first_x:last_x], cv2.COLOR_RGB2RGBA, dst=rgbx_HWC)
-    part = Image.frombuffer("RGBX", part_hw[::-1], rgbx_HWC, "raw", "RGBX", 0, 1)
-    shifted = (left - first_x, top - first_y, right - first_x, bottom - first_y)
-    out_HWC[...] = np.asarray(part.resize((out_width, out_height), Image.Resampling.BILINEAR, box=shifted))[..., :3]
+        top, left, bottom, right = (float(edge) for edge in box_yxyx)
+        resize(rgb_HWC.reshape(len(rgb_HWC), -1), top, left, bottom, right, out_HWC.reshape(len(out_HWC), -1))
 
 
 def flip_image(rgb_HWC: np.ndarray, hflip: bool, vflip: bool, out_HWC: np.ndarray) -> None:
@@ -190,13 +133,20 @@ def flip_image(rgb_HWC: np.ndarray, hflip: bool, vflip: bool, out_HWC: np.ndarra
 def warp_image(rgb_HWC: np.ndarray, matrix: np.ndarray, out_HWC: np.ndarray) -> None:
     """Sample an image bilinearly at matrix @ (x, y, 1) of each pixel's centre; 0 outside.
 
-    OpenCV warps four channels in half the time that it takes for three, to the same values.
+    Compiled where numba and the processor allow it; else by OpenCV, which gives the same values.
 
     Args:
         rgb_HWC: uint8, contiguous, (H, W, 3).
         matrix: from positions in `out_HWC` to positions in `rgb_HWC`, whole numbers at pixel centres, float64, (2, 3).
         out_HWC: receives the result, uint8, contiguous, another array.
     """
+    warp = find_kernel("warp").call
+    if warp is None or not warp(rgb_HWC, matrix, out_HWC):
+        warp_by_opencv(rgb_HWC, matrix, out_HWC)
+
+
+def warp_by_opencv(rgb_HWC: np.ndarray, matrix: np.ndarray, out_HWC: np.ndarray) -> None:
+    """Do what `warp_image` does; four channels take half the time that OpenCV needs for three, to the same values."""
     height, width = out_HWC.shape[:2]
     rgbx_HWC = scratch_array("rgbx", (*rgb_HWC.shape[:2], 4), np.uint8)
     warped_HWC = scratch_array("warped", (height, width, 4), np.uint8)

@@ -28,7 +28,7 @@ from unetfast.infer.export.command import ExportReport, choose_format, compare_m
 from unetfast.infer.export.graph import MaskNet, resize_bytes, resize_logits
 from unetfast.infer.fullsize import iter_stripes
 from unetfast.infer.predict import predict
-from unetfast.loader.pixels import resize_box
+from unetfast.loader.plainresize import resize_by_libraries
 from unetfast.weights import load_initial_weights
 
 SaveModel = Callable[..., Path]
@@ -173,11 +173,11 @@ def test_what_was_written_and_checked_is_said(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (32, 48), (33, 48), (500, 37), (640, 427), (1001, 1340)])
-def test_resized_bytes_are_those_of_the_loader(size_hw: tuple[int, int]) -> None:
+def test_resized_bytes_are_those_of_predict(size_hw: tuple[int, int]) -> None:
     rgb_HWC = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     for target_hw in ((32, 48), (160, 240)):
         expected_HWC = np.empty((*target_hw, 3), dtype=np.uint8)
-        resize_box(rgb_HWC, np.array([0.0, 0.0, *size_hw]), expected_HWC)
+        resize_by_libraries(rgb_HWC, np.array([0.0, 0.0, *size_hw]), expected_HWC)
         found_NCHW = resize_bytes(torch.from_numpy(rgb_HWC.transpose(2, 0, 1)[None]), target_hw)
         np.testing.assert_array_equal(found_NCHW[0].permute(1, 2, 0).numpy(), expected_HWC)
 

@@ -1,7 +1,7 @@
 """The graph that is exported: uint8 images of any size in, class ids of the same size out.
 
 It is `predict` as pure tensor code: the antialiased resize to the net's size, the net (which normalises), the bilinear way
-back, the class with the largest logit. The resize gives the very bytes of `unetfast.loader.pixels.resize_box`, that is of
+back, the class with the largest logit. The resize gives the very bytes of `unetfast.loader.plainresize`, that is of
 torch's uint8 kernel, whose weights are integers: they are computed here from the image's size, and applied as two matrix
 products over bytes, exact in float32 (and in TF32). So what differs between two runtimes is the rounding of the net alone.
 

@@ -11,6 +11,10 @@ from typing import Any, Literal
 _ROOM = "unetfast.loader.kernels"
 
 
+class NoKernelError(Exception):
+    """Raised by a `build_kernel` that has nothing to offer here; says why in one line."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelState:
     """Compiled code, or why it cannot be had.
@@ -25,7 +29,7 @@ class KernelState:
 
 
 @functools.cache
-def find_kernel(name: Literal["mask"], *arguments: Hashable) -> KernelState:
+def find_kernel(name: Literal["mask", "jpeg", "resize", "lz4", "packed", "warp"], *arguments: Hashable) -> KernelState:
     """Build a kernel, or load what an earlier process has compiled; later calls return the same one.
 
     Numba is imported here. To compile takes seconds of a core once a machine, to load about half a second once a process.
@@ -40,6 +44,8 @@ def find_kernel(name: Literal["mask"], *arguments: Hashable) -> KernelState:
         if numba.config.DISABLE_JIT:
             return KernelState(None, "NUMBA_DISABLE_JIT is set")
         return KernelState(importlib.import_module(f"{_ROOM}.{name}").build_kernel(*arguments))
+    except NoKernelError as error:
+        return KernelState(None, str(error))
     except ModuleNotFoundError as error:
         if error.name == "numba":
             return KernelState(None, "numba is not installed")
