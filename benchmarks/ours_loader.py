@@ -25,6 +25,7 @@ _STEP_ROUNDS = 5
 # what the threads of the CPU backend call for a row of a batch; none of these calls another
 _STEPS = {
     (SplitReader, "read_pair"): "read and check",
+    (cpu, "load_packed"): "packed sample",  # all of one that lies in LZ4 frames
     (cpu, "decode_sample"): "image",  # decoded or inflated
     (cpu, "resize_box"): "resize",
     (cpu, "warp_image"): "rotation",

@@ -26,6 +26,7 @@ from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.masklookup import StoredMask, gather_mask
+from unetfast.loader.packed import Done, is_packed, load_packed
 from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
@@ -102,19 +103,21 @@ def _take_where(matrices: np.ndarray, are_used: np.ndarray) -> list[np.ndarray |
 
 
 class _Source(NamedTuple):
-    """An image before it is decoded.
+    """An image before it is resized.
 
     Args:
         sample_id: of the sample.
         row: of the index.
         data: the member, where it is read already.
         crop_yxyx: its crop box, stored pixels.
+        rgb_HWC: the image as it is stored, where it is decoded already.
     """
 
     sample_id: int
     row: IndexRow
     data: bytes | memoryview | None
     crop_yxyx: list[int]
+    rgb_HWC: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +147,45 @@ class _Work:
         sample_id, numbers = job.sample_ids[row], job.plan.augmentation
         index_row = self.reader.row(sample_id)
         image_data, mask_data = (None, None) if self.cache is not None else self.reader.read_pair(sample_id, index_row)
+        source = _Source(sample_id, index_row, image_data, numbers.crop_yxyx[row].tolist())
+        if mask_data is not None and is_packed(index_row) and self._load_at_once(job, row, source, mask_data):
+            return
         mask = self._find_mask(sample_id, index_row, mask_data)
         if numbers.has_candidates:
             self.rule.settle(numbers, row, mask.unpack())
-        crop_yxyx = numbers.crop_yxyx[row]
-        self._load_image(job, row, _Source(sample_id, index_row, image_data, crop_yxyx.tolist()))
-        matrix, out_HW = numbers.mask_matrix[row], job.slot.masks[row]
-        gather_mask(mask.stored, matrix, crop_yxyx, self.rule.ignore_index, out_HW, is_packed=mask.is_packed)
+            source = source._replace(crop_yxyx=numbers.crop_yxyx[row].tolist())
+        self._place_image(job, row, source)
+        self._change_colors(job, row)
+        gather_mask(mask.stored, *self._tell_lookup(job, row), is_packed=mask.is_packed)
 
-    def _load_image(self, job: _Job, row: int, source: _Source) -> None:
-        out_HWC, warp_map, color_matrix = job.slot.images[row], job.warp_maps[row], job.color_matrices[row]
+    def _load_at_once(self, job: _Job, row: int, source: _Source, mask_data: bytes | memoryview) -> bool:
+        """Load a row from LZ4 frames in one call, or as much of it as that call does; says whether it was done.
+
+        It is not where a frame is damaged: the way by steps says what is wrong with it.
+        """
+        out_HWC, warp_map = job.slot.images[row], job.warp_maps[row]
+        if source.data is None or job.plan.augmentation.has_candidates:
+            return False
+        stored_hw = (source.row.height, source.row.width)
+        is_sized = stored_hw == out_HWC.shape[:2] and source.crop_yxyx == [0, 0, *stored_hw]
+        is_copied = is_sized and warp_map is None and job.flips[row] == (False, False)
+        rgb_HWC = out_HWC if is_copied else scratch_array("inflated", (*stored_hw, 3), np.uint8)
+        warp = (warp_map, out_HWC) if is_sized and warp_map is not None else None
+        done = load_packed(source.row, source.data, mask_data, rgb_HWC, warp, self._tell_lookup(job, row))
+        if done is Done.NOTHING:
+            return False
+        if not is_copied and (warp is None or done is not Done.ALL):
+            self._place_image(job, row, source._replace(rgb_HWC=rgb_HWC))
+        self._change_colors(job, row)
+        return True
+
+    def _tell_lookup(self, job: _Job, row: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        numbers = job.plan.augmentation
+        return numbers.mask_matrix[row], numbers.crop_yxyx[row], self.rule.ignore_index, job.slot.masks[row]
+
+    def _place_image(self, job: _Job, row: int, source: _Source) -> None:
+        """Resize, flip and warp an image into its row."""
+        out_HWC, warp_map = job.slot.images[row], job.warp_maps[row]
         hflip, vflip = job.flips[row]
         if warp_map is not None:
             warp_image(self._resize(source, scratch_array("resized", out_HWC.shape, np.uint8)), warp_map, out_HWC)
@@ -161,8 +193,10 @@ class _Work:
             flip_image(self._resize(source, scratch_array("resized", out_HWC.shape, np.uint8)), hflip, vflip, out_HWC)
         elif (resized_HWC := self._resize(source, out_HWC)) is not out_HWC:
             out_HWC[...] = resized_HWC
-        if color_matrix is not None:
-            transform_color(out_HWC, color_matrix)
+
+    def _change_colors(self, job: _Job, row: int) -> None:
+        if (color_matrix := job.color_matrices[row]) is not None:
+            transform_color(job.slot.images[row], color_matrix)
 
     def _resize(self, source: _Source, buffer_HWC: np.ndarray) -> np.ndarray:
         """Return the crop at target size: in the buffer, or where it lies if it is there already."""
@@ -184,6 +218,8 @@ class _Work:
     def _decode(self, source: _Source, target_hw: tuple[int, ...]) -> tuple[np.ndarray, int]:
         """Return an image decoded as far as its crop needs it, and by what it is reduced."""
         sample_id, row, reduction = source.sample_id, source.row, 1
+        if source.rgb_HWC is not None:
+            return source.rgb_HWC, reduction
         if row.image_codec_name == "jpeg":
             top, left, bottom, right = source.crop_yxyx
             reduction = choose_jpeg_reduction((bottom - top, right - left), (target_hw[0], target_hw[1]), self.config.decode)
@@ -252,7 +288,8 @@ class CpuLoader(PrefetchLoader[_Job]):
         labels = stream.reader.manifest.labels
         cache, kept = _open_cache(stream, config, local_size)
         # compiled here, before the first batch is asked for
-        kernels = (find_kernel("mask", np.dtype(labels.mask_dtype)), find_kernel("resize"))
+        ids = np.dtype(labels.mask_dtype)
+        kernels = find_kernel("mask", ids), find_kernel("resize"), find_kernel("warp"), find_kernel("packed", ids)
         problems = "; ".join(dict.fromkeys(kernel.problem for kernel in kernels if kernel.problem))
         lacking = problems and f"without compiled steps, so samples take longer: {problems}"
         self._facts = ", ".join(filter(None, [kept and f"cache {kept}", lacking]))

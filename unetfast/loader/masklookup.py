@@ -26,7 +26,7 @@ _MAX_PLACE = (1 << 15) - 2
 # with fewer stored pixels than so many a target pixel, to unpack them costs less than to look for each pixel's bit
 _UNPACK_BELOW = 16
 # places in the kernel are 31 bits, of pixels that may be bits
-_MAX_KERNEL_SIZE = 1 << 28
+MAX_KERNEL_SIZE = 1 << 28
 _NOTHING = np.empty(0)  # an argument of OpenCV that is not used
 
 
@@ -71,7 +71,7 @@ def gather_mask(
         is_packed: whether `stored` holds bits.
     """
     look_up = find_kernel("mask", out_HW.dtype).call
-    if look_up is None or stored.size >= _MAX_KERNEL_SIZE:
+    if look_up is None or stored.size >= MAX_KERNEL_SIZE:
         gather_by_opencv(stored, matrix, crop_yxyx, ignore_index, out_HW, is_packed=is_packed)
     else:
         look_up(stored, is_packed, matrix, np.asarray(crop_yxyx, dtype=np.int64), ignore_index, out_HW)

@@ -1,4 +1,4 @@
-"""What all kernels share: how they are compiled, and eight bytes at once from any place of an array.
+"""What all kernels share: how they are compiled, and several bytes at once from any place of an array.
 
 Kernels run without the interpreter's lock. A thread that gives the lock up for each of ten short calls spends as long, beside a
 second such thread, in getting it back as in the calls: what belongs together is one kernel.
@@ -6,15 +6,17 @@ second such thread, in getting it back as in the calls: what belongs together is
 Nothing here checks bounds, nor does numba: a kernel checks what it is given before it reads or writes. Indices are unsigned
 (`numpy.uintp`) where speed matters, since a signed one is tested for counting from the end.
 
-Numba keeps compiled code until the file of the kernel's own function changes: touch it after a change to a part elsewhere.
-
 To import this module needs numba; `find.find_kernel` is the way to a kernel.
 """
 
 # ruff: noqa: ARG001 - numba gives an intrinsic and its generator more than they use, by position
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import numba
@@ -38,15 +40,27 @@ def compile_kernel(function: Callable[..., Any], signature: Any) -> Callable[...
         signature: as `numba.njit` takes it.
     """
     options = {"nogil": True, "error_model": "numpy"}
+    # numba finds kept code by the function's name and looks only at its own file, not at those of its parts
+    named = FunctionType(function.__code__, function.__globals__, function.__name__)
+    named.__qualname__ = f"{function.__qualname__}_{_digest_sources()}"
     try:
-        return cast(Callable[..., Any], numba.njit(signature, cache=True, **options)(function))
+        return cast(Callable[..., Any], numba.njit(signature, cache=True, **options)(named))
     except Exception:  # the folder to keep it in is not there, full, or holds a damaged file
-        return cast(Callable[..., Any], numba.njit(signature, **options)(function))
+        return cast(Callable[..., Any], numba.njit(signature, **options)(named))
+
+
+@functools.cache
+def _digest_sources() -> str:
+    """Return what changes with any file of this package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def part(function: FunctionT) -> FunctionT:
     """Let a function be compiled as a part of the kernels that call it."""
-    return cast(FunctionT, numba.njit(error_model="numpy")(function))
+    return cast(FunctionT, numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
 
 
 def array(dtype: Any, ndim: int, *, readonly: bool = False) -> Any:
@@ -96,6 +110,43 @@ def store_u64(typing_context: Any, data: Any, place: Any, value: Any) -> Any:
 
 
 @intrinsic
+def load_u16(typing_context: Any, data: Any, place: Any) -> Any:
+    """Read two bytes, little-endian, as int64; see `load_u64`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _find_word(context, builder, signature.args[0], *arguments)
+        loaded = builder.load(builder.bitcast(pointer, ir.IntType(16).as_pointer()))
+        loaded.align = 1
+        return builder.zext(loaded, _WORD)
+
+    return types.int64(data, types.int64), generate
+
+
+@intrinsic
+def copy_16(typing_context: Any, data: Any, place: Any, out: Any, at: Any) -> Any:
+    """Copy sixteen bytes, all read before one is written; see `load_u64`.
+
+    Args:
+        typing_context: numba's.
+        data: contiguous array of any dtype.
+        place: first of the bytes, from its begin.
+        out: likewise, the same array or another.
+        at: where they go.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pair = ir.VectorType(_WORD, 2).as_pointer()
+        source = _find_word(context, builder, signature.args[0], *arguments[:2])
+        loaded = builder.load(builder.bitcast(source, pair))
+        loaded.align = 1
+        target = _find_word(context, builder, signature.args[2], *arguments[2:])
+        builder.store(loaded, builder.bitcast(target, pair)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, out, types.int64), generate
+
+
+@intrinsic
 def swap_bytes(typing_context: Any, value: Any) -> Any:
     """Reverse the order of eight bytes."""
 
@@ -104,3 +155,35 @@ def swap_bytes(typing_context: Any, value: Any) -> Any:
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.bswap.i64"), arguments)
 
     return types.uint64(types.uint64), generate
+
+
+def _make_operation(kind: Any, operation: str) -> Any:
+    """Return an operation on two whole numbers of a kind that gives one of it, cut off to its bits.
+
+    Numba's own widen to 64 bits, so that a vector instruction would do four at once where it could do eight or sixteen.
+    """
+
+    @intrinsic
+    def operate(typing_context: Any, left: Any, right: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, operation)(*arguments)
+
+        return kind(kind, kind), generate
+
+    return operate
+
+
+add32, sub32, mul32, left32, right32 = (_make_operation(types.int32, name) for name in ("add", "sub", "mul", "shl", "ashr"))
+add16, sub16, mul16, right16 = (_make_operation(types.int16, name) for name in ("add", "sub", "mul", "ashr"))
+
+
+@intrinsic
+def high16(typing_context: Any, left: Any, right: Any) -> Any:
+    """Return the upper 16 bits of a product of two int16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half, whole = ir.IntType(16), ir.IntType(32)
+        product = builder.mul(*(builder.sext(argument, whole) for argument in arguments))
+        return builder.trunc(builder.ashr(product, ir.Constant(whole, 16)), half)
+
+    return types.int16(types.int16, types.int16), generate

@@ -20,17 +20,17 @@ _OUTSIDE = 8  # the shift of a pixel outside of the crop box; those of bits are 
 
 
 def build_kernel(dtype: np.dtype[Any]) -> Callable[..., None]:
-    """Compile `_look_up` for one kind of ids, or load what an earlier process has compiled.
+    """Compile `look_up` for one kind of ids, or load what an earlier process has compiled.
 
     Args:
         dtype: of stored and wanted ids, uint8 or uint16.
 
     Returns:
-        The kernel; takes what `_look_up` takes, all arrays contiguous.
+        The kernel; takes what `look_up` takes, all arrays contiguous.
     """
     ids = numba.from_dtype(dtype)
     stored, matrix, box = (array(kind, ndim, readonly=True) for kind, ndim in ((ids, 2), (numba.float64, 2), (numba.int64, 1)))
-    return compile_kernel(_look_up, numba.void(stored, numba.boolean, matrix, box, ids, array(ids, 2)))
+    return compile_kernel(_look_up_alone, numba.void(stored, numba.boolean, matrix, box, ids, array(ids, 2)))
 
 
 @part
@@ -112,7 +112,8 @@ def _look_up_upright(
             _set_row(taken_W, shift_W, has_bits, ignore_index, out_W)
 
 
-def _look_up(
+@part
+def look_up(
     stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
 ) -> None:
     """Do what `masklookup.gather_mask` says.
@@ -135,3 +136,9 @@ def _look_up(
         _look_up_upright(stored, has_bits, matrix, box, ignore_index, out_HW)
     else:
         _look_up_turned(stored, has_bits, matrix, box, ignore_index, out_HW)
+
+
+def _look_up_alone(
+    stored: np.ndarray, has_bits: bool, matrix: np.ndarray, box: np.ndarray, ignore_index: int, out_HW: np.ndarray
+) -> None:
+    look_up(stored, has_bits, matrix, box, ignore_index, out_HW)
