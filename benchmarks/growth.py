@@ -178,7 +178,7 @@ def measure_loader(images: material.Shards, given: argparse.Namespace) -> dict[s
                 config = resume_config("ade20k")
                 section = config.loader.model_copy(update={"threads": threads, "size_hw": (256, 256), "batch_size": batch_size})
                 config = config.model_copy(update={"loader": section})
-                name = f"{threads} threads, batch {batch_size}"
+                name = f"{threads} thread{'s' * (threads > 1)}, batch {batch_size}"
                 loaders[name] = build_loader(reader, config, training=True, device=torch.device("cpu"))
         turns = {name: partial(_take_batches, loader, seconds) for name, loader in loaders.items()}
         took = take_turns(turns, given.rounds)

@@ -26,6 +26,8 @@ from unetfast.bench.harness import (
     add_record_argument,
     describe_environment,
     finish,
+    format_figure,
+    format_spread,
     format_table,
     percentile,
     spread,
@@ -295,7 +297,8 @@ def say_share(what: str, part: Sequence[Took], ours: Sequence[Took], theirs: Seq
         theirs: rounds of the peer.
     """
     share = percentile([alone.wall_s / own.wall_s for alone, own in zip(part, ours, strict=True)], 0.5)
-    return f"{what} takes {100 * share:.2g} % of our time; it alone would be {percentile(ratios(part, theirs), 0.5):.3g}x"
+    ratio = percentile(ratios(part, theirs), 0.5)
+    return f"{what} takes {format_figure(100 * share, 2)} % of our time; it alone would be {ratio:.3g}x"
 
 
 def print_sides(title: str, sides: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:
@@ -313,5 +316,5 @@ def print_sides(title: str, sides: dict[str, dict[str, Any]], columns: dict[str,
 
 def _write(value: Any) -> str:
     if isinstance(value, dict):
-        return "{:.4g} ({:.3g}..{:.3g})".format(*(value[name] for name in ("median", "min", "max")))
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return format_spread(value)
+    return "-" if value is None else format_figure(value, 4) if isinstance(value, int | float) else str(value)

@@ -51,15 +51,19 @@ def read_pss_mib(root: int) -> float:
 
 
 def measure(command: list[str]) -> dict[str, object]:
-    """Run `command` to its end; returns exit code, wall_s, cpu_s and peak_pss_mib."""
+    """Run `command` to its end; returns exit code, wall_s, cpu_s and peak_pss_mib, None where it ended before it was looked at.
+
+    Raises:
+        OSError: it cannot be started.
+    """
     began = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command)
-    peak, ended = [0.0], threading.Event()
+    looks, ended = list[float](), threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.1):
-            peak[0] = max(peak[0], read_pss_mib(process.pid))
+            looks.append(read_pss_mib(process.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -69,7 +73,8 @@ def measure(command: list[str]) -> dict[str, object]:
     watcher.join()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"exit_code": code, "wall_s": round(wall_s, 2), "cpu_s": round(cpu_s, 2), "peak_pss_mib": round(peak[0], 1)}
+    peak_mib = round(max(looks), 1) if any(looks) else None
+    return {"exit_code": code, "wall_s": round(wall_s, 2), "cpu_s": round(cpu_s, 2), "peak_pss_mib": peak_mib}
 
 
 def main() -> None:
@@ -80,7 +85,11 @@ def main() -> None:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         parser.error("a command must follow --")
-    record = {"name": arguments.name, "command": command, **measure(command), "environment": describe_environment()}
+    try:
+        figures = measure(command)
+    except OSError as error:
+        parser.error(f"{command[0]}: cannot be started ({error.strerror})")
+    record = {"name": arguments.name, "command": command, **figures, "environment": describe_environment()}
     finish(record, RESULTS / f"{arguments.name}.json")
     sys.exit(int(str(record["exit_code"])))
 

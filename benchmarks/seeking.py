@@ -89,7 +89,7 @@ def build_bars(
     ]
     if first not in failed and last not in failed:
         grown = spread([after.wall_s / before.wall_s for before, after in zip(took[first], took[last], strict=True)])
-        bars[0]["note"] = f"{grown['median']:.2g} times the time of a resume at {seeks[0]:,}"
+        bars[0]["note"] = f"{grown['median']:.1f} times the time of a resume at {seeks[0]:,}"
     if reason := material.say_failed(failed, ours, theirs):
         return [*bars, lost_bar("C7", beside, floor=100, goal=1000, reason=reason)]
     return [*bars, make_bar("C7", beside, material.ratios(took[ours], took[theirs]), floor=100, goal=1000)]

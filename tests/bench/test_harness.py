@@ -29,6 +29,8 @@ def test_a_spread_keeps_all_rounds() -> None:
     assert figure == {"median": 2.0, "min": 1.0, "max": 3.0, "rounds": [3.0, 1.0, 2.0]}
     assert harness.format_spread(figure) == "2 (1..3)"
     assert harness.format_spread(None) == "-"
+    assert harness.format_spread(harness.spread([0.01234, 38900.4, 217.3]), 3) == "217 (0.0123..38,900)"
+    assert harness.format_spread(harness.spread([999.6, 1000.2, 180]), 2) == "1,000 (180..1,000)"
 
 
 def test_sides_take_turns_and_each_begins_once() -> None:

@@ -27,7 +27,7 @@ def test_each_size_is_measured(toy_root: Path, capsys: pytest.CaptureFixture[str
     record, _ = run_quick(growth, toy_root, capsys, monkeypatch, rounds=1)
     assert list(record["sides"]) == [
         *("1,000 samples", "10,000 samples", "16 frames", "32 frames"),
-        *(f"{threads} threads, batch {size}" for threads in (1, 2) for size in (1, 4)),
+        *(f"{threads}, batch {size}" for threads in ("1 thread", "2 threads") for size in (1, 4)),
     ]
     assert record["sides"]["10,000 samples"]["index_mib"] == pytest.approx(0.76, abs=0.01)
     assert record["sides"]["32 frames"]["peak_mib"] > 0

@@ -166,7 +166,13 @@ def format_spread(figure: Mapping[str, Any] | None, digits: int = 4) -> str:
     """Write a `spread` as `median (min..max)`; "-" where there is none."""
     if figure is None:
         return "-"
-    return "{} ({}..{})".format(*(f"{figure[name]:.{digits}g}" for name in ("median", "min", "max")))
+    return "{} ({}..{})".format(*(format_figure(figure[name], digits) for name in ("median", "min", "max")))
+
+
+def format_figure(value: float, digits: int) -> str:
+    """Write a number with `digits` significant digits; from a thousand on in full, with commas, not as a power of ten."""
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 or "e+" in text else text
 
 
 def take_turns(sides: Mapping[str, Callable[[], T]], num_rounds: int) -> dict[str, list[T]]:
