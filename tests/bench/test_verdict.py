@@ -65,7 +65,9 @@ def test_slow_reading_is_named_before_all_else() -> None:
 
 def test_remedies_that_are_in_use_are_not_named() -> None:
     record = gpu_record(1000, 2500, 960, 60.0)
-    record["loader"]["facts"] |= {"cache": "ram", "decode": "fast", "stored_over_target": 1.0}
+    record["loader"]["facts"] |= {"cache": "off", "decode": "fast", "stored_over_target": 1.0, "device": "cpu"}
+    assert judge(record)["next"] == "loader.cache=ram where the decoded pixels fit into memory"
+    record["loader"]["facts"] |= {"cache": "ram", "decode": "exact", "stored_over_target": 5.3}  # filled once
     assert judge(record)["next"] == ""
 
 

@@ -213,10 +213,13 @@ def _say_next_of_loader(rungs: Rungs, limit: str | None) -> str:
                 "more cores, or fewer augment.* keys: what follows decoding (resize, augmentation, masks) is the most of it"
             )
     reduction, size = facts.get("stored_over_target"), facts.get("size_hw")
-    if reduction is not None and size is not None and reduction >= LARGE_REDUCTION:
-        steps.append(f"pack at training size (unetfast shard --size {size[0]}x{size[1]}), images are {reduction:.2g}x as wide")
-    if facts.get("decode") in ("exact", "full") and reduction is not None and reduction >= 2:
-        steps.append("loader.decode=fast")
+    if facts.get("cache") == "off" and reduction is not None:  # a cache is filled once
+        if size is not None and reduction >= LARGE_REDUCTION:
+            steps.append(
+                f"pack at training size (unetfast shard --size {size[0]}x{size[1]}), images are {reduction:.2g}x as wide"
+            )
+        if facts.get("decode") in ("exact", "full") and reduction >= 2:
+            steps.append("loader.decode=fast")
     read = rungs.get("read")
     if (
         read is not None
