@@ -24,6 +24,7 @@ from unetfast.data.sample import MASK_CODECS
 from unetfast.errors import CorruptShardError
 from unetfast.loader.batch import Batch
 from unetfast.loader.foreground import CropRule
+from unetfast.loader.jpegfile import has_jpegs
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.masklookup import StoredMask, gather_mask
 from unetfast.loader.packed import Done, is_packed, load_packed
@@ -289,7 +290,9 @@ class CpuLoader(PrefetchLoader[_Job]):
         cache, kept = _open_cache(stream, config, local_size)
         # compiled here, before the first batch is asked for
         ids = np.dtype(labels.mask_dtype)
-        kernels = find_kernel("mask", ids), find_kernel("resize"), find_kernel("warp"), find_kernel("packed", ids)
+        kernels = [find_kernel("mask", ids), find_kernel("resize"), find_kernel("warp"), find_kernel("packed", ids)]
+        if has_jpegs(stream.reader.rows["image_codec"]):
+            kernels.append(find_kernel("jpeg"))
         problems = "; ".join(dict.fromkeys(kernel.problem for kernel in kernels if kernel.problem))
         lacking = problems and f"without compiled steps, so samples take longer: {problems}"
         self._facts = ", ".join(filter(None, [kept and f"cache {kept}", lacking]))

@@ -14,12 +14,12 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from unetfast.data.codecs import decode_image
 from unetfast.data.indexrow import IndexRow
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError
+from unetfast.loader.jpegfile import decode_jpeg
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.plainresize import resize_by_libraries
 from unetfast.loader.scratch import scratch_array
@@ -91,17 +91,9 @@ def decode_reduced(data: bytes | memoryview, codec: str, hw: tuple[int, int], re
     Raises:
         ValueError: the bytes are damaged, or hold another size.
     """
-    if codec != "jpeg":
-        return decode_image(data, codec, height=hw[0], width=hw[1])
-    found_hw = simplejpeg.decode_jpeg_header(data)[:2]
-    if found_hw != hw:
-        raise ValueError(f"JPEG is {found_hw[1]}x{found_hw[0]}, expected {hw[1]}x{hw[0]} (width x height)")
-    height, width = -(-hw[0] // reduction), -(-hw[1] // reduction)
-    buffer = scratch_array("decoded", (height, width, 3), np.uint8)
-    rgb_HWC = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=buffer)
-    if rgb_HWC.shape != (height, width, 3):
-        raise ValueError(f"JPEG decoded to {rgb_HWC.shape}, expected {(height, width, 3)}")
-    return np.asarray(rgb_HWC)
+    if codec == "jpeg":
+        return decode_jpeg(data, hw, reduction)
+    return decode_image(data, codec, height=hw[0], width=hw[1])
 
 
 def resize_box(rgb_HWC: np.ndarray, box_yxyx: Sequence[float] | np.ndarray, out_HWC: np.ndarray) -> None:

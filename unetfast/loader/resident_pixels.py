@@ -21,6 +21,7 @@ import torch
 from unetfast.config import LoaderConfig
 from unetfast.data.reader import SplitReader
 from unetfast.errors import CorruptShardError, UserError
+from unetfast.loader.jpegfile import has_jpegs
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import choose_jpeg_reduction, decode_sample, resize_box
@@ -162,6 +163,8 @@ class ResidentPixels:
         work = _Decoding(stream.reader, config, self.layout, stream.target_hw)
         if self.layout.are_resized:
             find_kernel("resize")  # compiled here, not by all threads at once
+        if has_jpegs(stream.reader.rows["image_codec"]):
+            find_kernel("jpeg")
         free = deque(_Stage(self.images.device) for _ in range(_NUM_STAGES))
         under_way: deque[tuple[_Stage, range, list[Future[None]]]] = deque()
 

@@ -24,6 +24,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+Int = Any  # a whole number of the kind that numba infers: it may not be what mypy would call an int
+Many = tuple[Any, ...]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 _BYTE, _WORD = ir.IntType(8), ir.IntType(64)

@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from unetfast.loader.kernels.compiled import array, compile_kernel, part
+from unetfast.loader.kernels.compiled import add32, array, compile_kernel, mul32, part
 
 _OUTSIDE = 8  # the shift of a pixel outside of the crop box; those of bits are 0 to 7
 
@@ -50,20 +50,24 @@ def _look_up_turned(
 ) -> None:
     """Row by row: find the places, take what is stored there, and last set the pixels that are outside."""
     height, width = out_HW.shape
-    top, left, num_rows, num_columns = box[0], box[1], box[2] - box[0], box[3] - box[1]
-    x_by_x, y_by_x = matrix[0, 0], matrix[1, 0]
+    top, left, num_rows, num_columns = box[0], box[1], np.float64(box[2] - box[0]), np.float64(box[3] - box[1])
     flat, unit = stored.reshape(-1), np.int32(3 if has_bits else 0)  # a byte holds 2 ** 3 bits
-    pitch = np.int32(stored.shape[1]) << unit
-    first = np.int32(top) * pitch + np.int32(left)
+    pitch = np.int32(np.int32(stored.shape[1]) << unit)
+    first = np.int32(top * pitch + left)
     place_W, shift_W, taken_W = np.empty(width, np.uint32), np.empty(width, np.uint8), np.empty(width, stored.dtype)
+    x_of_column_W, y_of_column_W = np.empty(width), np.empty(width)
+    for column in range(width):
+        x_of_column_W[column] = (column + 0.5) * matrix[0, 0]
+        y_of_column_W[column] = (column + 0.5) * matrix[1, 0]
     for row in range(height):
         x_of_row = (row + 0.5) * matrix[0, 1] + (matrix[0, 2] - left)
         y_of_row = (row + 0.5) * matrix[1, 1] + (matrix[1, 2] - top)
         for column in range(width):
-            x = np.floor(x_of_row + (column + 0.5) * x_by_x)
-            y = np.floor(y_of_row + (column + 0.5) * y_by_x)
+            x = x_of_row + x_of_column_W[column]
+            y = y_of_row + y_of_column_W[column]
             is_inside = (x >= 0) & (x < num_columns) & (y >= 0) & (y < num_rows)
-            place = np.int32(y) * pitch + np.int32(x) + first
+            # where it is not negative, to cut off the fraction is to floor
+            place = add32(add32(mul32(np.int32(y), pitch), np.int32(x)), first)
             place_W[column] = np.uint32(place >> unit) if is_inside else np.uint32(0)
             shift_W[column] = np.uint8(~place & 7) if is_inside else np.uint8(_OUTSIDE)
         for column in range(width):
