@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -323,3 +325,18 @@ def test_newer_and_broken_manifests(folder: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             open_shards(folder)
+
+
+# the reader goes with the module that it would close its files by
+LEFT_OPEN = """
+import os, sys
+from pathlib import Path
+from unetfast.data.reader import open_shards
+os.reader = open_shards(Path(sys.argv[1])).split("train")
+os.reader.read_mask(0)
+"""
+
+
+def test_a_program_that_ends_with_an_open_reader_says_nothing(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN, str(folder)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

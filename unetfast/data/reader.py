@@ -12,6 +12,7 @@ import io
 import json
 import os
 import resource
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -123,7 +124,7 @@ class SplitReader:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptors"):
+        if hasattr(self, "_descriptors") and not sys.is_finalizing():  # a process that ends closes its files itself
             self.close()
 
     def close(self) -> None:
