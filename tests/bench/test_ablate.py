@@ -73,7 +73,7 @@ def test_scaled_decode_needs_large_jpegs_and_the_cpu_backend(
     assert isinstance(listed(car_shards, loader={"decode": "fast"})["scaled decode"], Switch)  # 1/2 is left
     pack(car_source, tmp_path / "raw", options=PackOptions(val_fraction=0.0, image_codec="lz4"), workers=1)
     assert reason(listed(tmp_path / "raw", loader={"size_hw": [8, 12]})["scaled decode"]) == "no image is a JPEG"
-    monkeypatch.setattr(ablate, "choose_backend", lambda config, device: BackendChoice("dali", "made up"))
+    monkeypatch.setattr(ablate, "choose_backend", lambda config, device, training=False: BackendChoice("dali", "made up"))
     assert reason(listed(car_shards, loader={"size_hw": [8, 12]})["scaled decode"]) == "DALI has no scaled decode"
 
 
@@ -84,6 +84,12 @@ def test_cache_is_switched_itself_and_makes_decoding_no_matter(car_shards: Path)
         assert reason(found[name]) == "loader.cache = ram: done once, in the first epoch"
     assert isinstance(found["threads"], Switch)
     assert "cache" not in listed(car_shards)
+
+
+def test_compiled_steps_are_switched_for_a_process_alone(car_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "NUMBA_DISABLE_JIT=1" in reason(listed(car_shards)["compiled steps"])
+    monkeypatch.setattr(ablate, "choose_backend", lambda config, device, training=False: BackendChoice("dali", "made up"))
+    assert "compiled steps" not in listed(car_shards)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_run_measures_each_switch_and_lists_the_rest(
     assert json.loads(json.dumps(record)) == record
     names = [row["name"] for row in record["switched"]]
     assert names == ["channels_last", "scaled decode", "LZ4 masks", "threads", "checksum"]
-    assert [one["name"] for one in record["unswitched"]] == ["compile", "bf16"]
+    assert [one["name"] for one in record["unswitched"]] == ["compile", "bf16", "compiled steps"]
     for row in record["switched"]:
         assert len(row["speedup"]["rounds"]) == 3
         assert row["speedup"]["rounds"][0] == pytest.approx(

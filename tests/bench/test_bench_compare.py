@@ -110,6 +110,18 @@ def test_another_machine_or_data_is_not_comparable_and_another_config_is_said() 
     assert "not comparable" in format_comparison(comparison, old, new, "old.json")
 
 
+def test_what_a_cpu_loader_did_without_is_told() -> None:
+    old, new = record(loader=[100, 101, 102, 103]), record(loader=[50, 51, 52, 53])
+    new["rungs"]["loader"]["facts"] = {"backend": "cpu", "remarks": "without compiled steps"}
+    assert compare_records(old, new)["differences"] == []  # a record of before does not say
+    old["rungs"]["loader"]["facts"] = {"backend": "cpu", "remarks": ""}
+    comparison = compare_records(old, new)
+    assert comparison["differences"] == ["loader: none -> without compiled steps"]
+    assert comparison["comparable"]
+    old["rungs"]["loader"]["facts"]["remarks"] = "without compiled steps"
+    assert compare_records(old, new)["differences"] == []
+
+
 def test_the_table_shows_both_sides_and_a_conclusion() -> None:
     old, new = record(loader=[100] * 5, model=[10] * 5), record(loader=[150] * 5, model=[10, 20, 5, 10, 9])
     text = format_comparison(compare_records(old, new), old, new, "old.json")

@@ -109,6 +109,12 @@ def _switches_of_loader(
     resident = "loader.cache = gpu: the GPU makes the batches" if loader.cache == "gpu" else ""
     yield offer("threads", "loader.threads=1", resident or (one if threads == 1 else ""))
     yield offer("checksum", "loader.checksum=false", cached or ("" if loader.checksum else "off: loader.checksum = false"))
+    if choose_backend(config, device, training=True).name == "cpu":
+        yield Unswitched(
+            "compiled steps",
+            "loader",
+            "of a whole process: run it with NUMBA_DISABLE_JIT=1, and hold that against this by --compare",
+        )
     if loader.cache != "off":
         yield Switch("cache", "loader", "loader.cache=off")
 

@@ -153,7 +153,20 @@ def _machine_and_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 def _versions_and_config(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, now = ({"python": one["environment"].get("python"), **one["environment"]["packages"]} for one in (old, new))
-    return [*_differing("version", before, now), *_differing("config", _flatten(old["config"]), _flatten(new["config"]))]
+    return [
+        *_differing("version", before, now),
+        *_loader_without(old, new),
+        *_differing("config", _flatten(old["config"]), _flatten(new["config"])),
+    ]
+
+
+def _loader_without(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Tell where one of two CPU loaders did without what the other had, such as compiled steps; older records do not say."""
+    sides = [record["rungs"].get("loader", {}).get("facts", {}) for record in (old, new)]
+    if any("remarks" not in side or side.get("backend") != "cpu" for side in sides):
+        return []
+    before, now = (side["remarks"] or None for side in sides)
+    return [f"loader: {_say(before)} -> {_say(now)}"] if before != now else []
 
 
 def _say_others(record: Mapping[str, Any]) -> str:

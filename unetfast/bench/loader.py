@@ -82,7 +82,7 @@ class LoaderRung:
             "backend": self._loader.backend,
             "backend_because": choose_backend(self._config, self._device, training=True).reason,
             "threads": threads,
-            "facts": self._loader.facts,
+            "remarks": self._loader.facts,
             "decode": config.decode,
             "cache": config.cache,
             "checksum": config.checksum,
