@@ -140,6 +140,7 @@ def test_it_is_said_what_is_compiled_and_what_is_not(tmp_path: Path, save_tiny_m
     photos = save_photos(tmp_path / "in", (40, 60), (20, 30))  # the second one is smaller than a window
     predict(save_tiny_model(), photos, tmp_path / "out", compiled=True, window="32x48", device="cpu", console=console)
     assert "compile batches of 8, 32x48, kept in " in told.getvalue()
+    assert "megapixels/s, compiling, reading and writing included" in told.getvalue()
     assert "note: 1 images or windows of another size went through the network as it is" in told.getvalue()
 
 

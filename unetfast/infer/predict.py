@@ -165,7 +165,7 @@ def predict(
     videos, notes = _find_videos(job, images, mask_npy)
     report = _predict_all(job, images, videos, options, batch_size, threads or num_usable_cores(), console)
     if console is not None:
-        _print_summary(report, job, [*notes, *videos.notes, *_note_uncompiled(static)], console)
+        _print_summary(report, job, [*notes, *videos.notes, *_note_uncompiled(static)], console, compiled=compiled)
     return report
 
 
@@ -259,7 +259,7 @@ def _describe_windows(windows: Windows, config: Config) -> str:
     )
 
 
-def _print_summary(report: PredictReport, job: Job, notes: Sequence[str], console: Console) -> None:
+def _print_summary(report: PredictReport, job: Job, notes: Sequence[str], console: Console, *, compiled: bool) -> None:
     """Say what was written: one line a kind of file, NAME standing for an image's name."""
     kinds = {
         "palette": "palette PNG in the source's values",
@@ -274,7 +274,7 @@ def _print_summary(report: PredictReport, job: Job, notes: Sequence[str], consol
         megapixels = report.num_pixels / 1e6
         rate = (
             f", {megapixels:,.1f} megapixels in {report.seconds:,.1f} s: {report.num_done / report.seconds:,.1f} images/s, "
-            f"{megapixels / report.seconds:,.1f} megapixels/s, reading and writing included"
+            f"{megapixels / report.seconds:,.1f} megapixels/s, {'compiling, ' * compiled}reading and writing included"
         )
     lines = [f"{job.out}/  {images} done{rate}"]
     if report.num_done:
