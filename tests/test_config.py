@@ -79,6 +79,7 @@ def test_an_unknown_key_like_no_other_lists_those_of_its_section() -> None:
         ("loader.size_hw", [160.0, 240], "valid integer"),
         ("loader.size_hw", [0, 240], "greater than 0"),
         ("loader.size_hw", [1, 2, 3], "at most 2"),
+        ("loader.size_hw", "160x240", "must be a list of 2 numbers, as its default [256, 256]"),
         ("loader.backend", "gpu", "'auto', 'dali' or 'cpu'"),
         ("loader.prefetch_batches", 65, "less than or equal to 64"),
         ("loader.checksum", 1, "valid boolean"),

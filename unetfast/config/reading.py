@@ -89,7 +89,18 @@ def _explain(detail: Any) -> str:
     if get_origin(kind) is dict:
         entry = "".join(f".{part}" for part in path[len(key.split(".")) :][:1])
         return f"{key}{entry} = {detail['input']!r}: {key} is a table of texts, numbers, true or false, and lists of them"
+    if detail["type"] == "tuple_type":  # the command line's own 160x240 among them
+        return (
+            f"{key} = {detail['input']!r}: must be a list of {len(get_args(kind))} numbers, as its default {[*_default(key)]}"
+        )
     return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _default(key: str) -> Any:
+    value: Any = Config()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _field(key: str) -> Any:
