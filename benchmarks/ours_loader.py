@@ -31,6 +31,7 @@ _STEPS = {
     (cpu, "warp_image"): "rotation",
     (cpu, "flip_image"): "flip",
     (cpu, "decode_mask"): "mask",  # inflated
+    (cpu, "inflate_mask"): "mask",
     (cpu, "inflate_bits"): "mask",
     (cpu, "gather_mask"): "mask lookup",
 }

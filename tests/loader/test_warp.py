@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.kernels.find import NoKernelError, find_kernel
 from unetfast.loader.pixels import warp_by_opencv, warp_image
 
 pytest.importorskip("numba")
@@ -81,6 +81,24 @@ def test_what_it_does_not_do_is_left_to_opencv() -> None:
         warp_image(noise(stored_hw), identity, found)
         warp_by_opencv(noise(stored_hw), identity, expected)
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("version", ["4.10.0", "4.13.0-dev"])
+def test_an_opencv_of_other_sums_is_left_to_itself(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetfast.loader.kernels import warp
+
+    monkeypatch.setattr(warp.cv2, "__version__", version)
+    with pytest.raises(NoKernelError, match=f"OpenCV {version} warps by other sums"):
+        warp.build_kernel()
+
+
+def test_a_processor_that_rounds_twice_is_left_to_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetfast.loader.kernels import warp
+
+    monkeypatch.setattr(warp.cv2, "__version__", "5.0.0")
+    monkeypatch.setattr(warp.cv2, "checkHardwareSupport", lambda feature: False)
+    with pytest.raises(NoKernelError, match="no FMA3"):
+        warp.build_kernel()
 
 
 @pytest.mark.parametrize("degrees", [0, 17, 180])

@@ -27,7 +27,7 @@ from unetfast.loader.foreground import CropRule
 from unetfast.loader.jpegfile import has_jpegs
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.masklookup import StoredMask, gather_mask
-from unetfast.loader.packed import Done, is_packed, load_packed
+from unetfast.loader.packed import LZ4_MASK, Done, inflate_mask, is_packed, load_packed
 from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import (
     choose_jpeg_reduction,
@@ -41,8 +41,6 @@ from unetfast.loader.prefetch import Job, PrefetchLoader
 from unetfast.loader.ramcache import RamCache, allow_bytes, count_need, describe_cache
 from unetfast.loader.scratch import scratch_array
 from unetfast.loader.stream import BatchPlan, SampleStream
-
-_LZ4_MASK = MASK_CODECS.index("lz4")
 
 
 class _Slot:
@@ -247,6 +245,8 @@ class _Work:
         width = _packed_width(row)
         if data is None:
             data = self.reader.read_mask(sample_id)
+        if row.mask_codec == LZ4_MASK and (stored := inflate_mask(row, data)) is not None:
+            return StoredMask(stored, width)
         try:
             if width:
                 return StoredMask(inflate_bits(data, height=row.height, width=width), width)
@@ -258,7 +258,7 @@ class _Work:
 
 def _packed_width(row: IndexRow) -> int:
     """Return the width of a mask whose bits are packed, pixels; 0 for another mask."""
-    return row.width if row.mask_bits == 1 and row.mask_codec == _LZ4_MASK else 0
+    return row.width if row.mask_bits == 1 and row.mask_codec == LZ4_MASK else 0
 
 
 class CpuLoader(PrefetchLoader[_Job]):
@@ -290,7 +290,8 @@ class CpuLoader(PrefetchLoader[_Job]):
         cache, kept = _open_cache(stream, config, local_size)
         # compiled here, before the first batch is asked for
         ids = np.dtype(labels.mask_dtype)
-        kernels = [find_kernel("mask", ids), find_kernel("resize"), find_kernel("warp"), find_kernel("packed", ids)]
+        kernels = [find_kernel("mask", ids), find_kernel("resize"), find_kernel("warp"), find_kernel("lz4")]
+        kernels.append(find_kernel("packed", ids))
         if has_jpegs(stream.reader.rows["image_codec"]):
             kernels.append(find_kernel("jpeg"))
         problems = "; ".join(dict.fromkeys(kernel.problem for kernel in kernels if kernel.problem))

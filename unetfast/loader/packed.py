@@ -1,4 +1,4 @@
-"""Samples whose image and mask are LZ4 frames, as packing at the batch's size makes them: one compiled call does it all.
+"""LZ4 frames by compiled code; samples of two of them, as packing at the batch's size makes them, in one call for it all.
 
 Step by step such a sample is six short calls, each of which gives up the interpreter's lock and must get it back.
 
@@ -18,7 +18,7 @@ from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.masklookup import MAX_KERNEL_SIZE
 from unetfast.loader.scratch import scratch_array
 
-_LZ4_IMAGE, _LZ4_MASK = IMAGE_CODECS.index("lz4"), MASK_CODECS.index("lz4")
+_LZ4_IMAGE, LZ4_MASK = IMAGE_CODECS.index("lz4"), MASK_CODECS.index("lz4")
 _DTYPES: dict[int, type[np.generic]] = {1: np.uint8, 8: np.uint8, 16: np.uint16}  # of stored masks, by bits of a pixel
 
 
@@ -32,7 +32,7 @@ class Done(IntEnum):
 
 def is_packed(row: IndexRow) -> bool:
     """Say whether image and mask are LZ4 frames."""
-    return row.image_codec == _LZ4_IMAGE and row.mask_codec == _LZ4_MASK
+    return row.image_codec == _LZ4_IMAGE and row.mask_codec == LZ4_MASK
 
 
 def load_packed(
@@ -70,6 +70,24 @@ def load_packed(
         *(stored_HW, row.mask_bits == 1, mask_matrix, box, ignore_index, out_HW),
     )
     return Done(done)
+
+
+def inflate_mask(row: IndexRow, data: bytes | memoryview) -> np.ndarray | None:
+    """Inflate a mask as it is stored, by compiled code.
+
+    Args:
+        row: of the index; its mask is an LZ4 frame.
+        data: the mask's member.
+
+    Returns:
+        Class ids, uint8 or uint16, (H, W), or rows of bits, uint8, (H, B); valid until this thread inflates the next one. None
+        where `load_packed` would have done nothing.
+    """
+    inflate, stored = find_kernel("lz4").call, _DTYPES.get(row.mask_bits, np.uint8)
+    stored_HW = _take_buffer(row, np.dtype(stored))
+    if inflate is None or stored_HW is None or not inflate(np.frombuffer(data, np.uint8), stored_HW.reshape(-1).view(np.uint8)):
+        return None
+    return stored_HW
 
 
 def _take_buffer(row: IndexRow, dtype: np.dtype[Any]) -> np.ndarray | None:

@@ -33,6 +33,7 @@ _AFTER_LITERALS = 2 + 1 + _LAST_LITERALS
 _FULL = 15  # a length that goes on in the bytes that follow
 # with so much before both ends, more may be copied than is asked for, and an offset read behind it
 _ROOM = 64
+_LONG = 64  # matches, bytes, that are worth a look at their pattern
 
 # an offset below 8 is a pattern in a word: its bytes, the factor that repeats them, and a multiple of the offset that reaches
 # back a whole word; 8 stands for all larger offsets, which need none of that
@@ -158,10 +159,10 @@ def _inflate_block(data: np.ndarray, place: Whole, stop: Whole, out: np.ndarray,
         count += 4
         if offset == 0 or offset > at - first or count > end - at - _LAST_LITERALS:
             return False
-        if end - at >= count + _ROOM:
-            _repeat_roughly(out, at, offset, count)
-        else:
+        if count >= _LONG or end - at < count + _ROOM:
             _repeat(out, at, offset, count)
+        else:
+            _repeat_roughly(out, at, offset, count)
         at += count
     return False
 
@@ -211,6 +212,16 @@ def _repeat(out: np.ndarray, at: Whole, offset: Whole, count: Whole) -> None:
     while step < min(reach - offset, count):
         out[np.uintp(at + step)] = out[np.uintp(at + step - offset)]
         step += 1
+    if reach >= 16:
+        while step + 16 <= count:
+            copy_16(out, at + step - reach, out, at + step)
+            step += 16
+    elif reach == 8 and step + 8 <= count:
+        word = load_u64(out, at + step - 8)
+        while step + 16 <= count:
+            store_u64(out, at + step, word)
+            store_u64(out, at + step + 8, word)
+            step += 16
     while step + 8 <= count:
         store_u64(out, at + step, load_u64(out, at + step - reach))
         step += 8

@@ -11,7 +11,7 @@ import numpy as np
 from unetfast.loader.kernels.compiled import array, compile_kernel
 from unetfast.loader.kernels.lz4 import inflate_frame
 from unetfast.loader.kernels.mask import look_up
-from unetfast.loader.kernels.warp import check_processor, warp
+from unetfast.loader.kernels.warp import check_opencv, warp
 
 
 def build_kernel(dtype: np.dtype[Any]) -> Callable[..., int]:
@@ -26,7 +26,7 @@ def build_kernel(dtype: np.dtype[Any]) -> Callable[..., int]:
     Raises:
         NoKernelError: as in warp.py.
     """
-    check_processor()
+    check_opencv()
     ids, byte = numba.from_dtype(dtype), numba.uint8
     member, matrix = array(byte, 1, readonly=True), array(numba.float64, 2, readonly=True)
     image, box = array(byte, 3), array(numba.int64, 1, readonly=True)

@@ -43,15 +43,17 @@ def build_kernel() -> Callable[..., bool]:
         The kernel; takes what `warp` takes, all arrays contiguous.
 
     Raises:
-        NoKernelError: this processor rounds products before they are added to.
+        NoKernelError: OpenCV computes other sums here.
     """
-    check_processor()
+    check_opencv()
     image, changed = array(numba.uint8, 3, readonly=True), array(numba.uint8, 3)
     return compile_kernel(_warp_alone, numba.boolean(image, array(numba.float64, 2, readonly=True), changed))
 
 
-def check_processor() -> None:
-    """Raise NoKernelError where OpenCV rounds products before they are added to, as this warp does not."""
+def check_opencv() -> None:
+    """Raise NoKernelError where OpenCV's sums are not those of this warp."""
+    if int(cv2.__version__.split(".")[0]) < 5:
+        raise NoKernelError(f"OpenCV {cv2.__version__} warps by other sums")
     if not cv2.checkHardwareSupport(_FMA3):
         raise NoKernelError("this processor, or OpenCV on it, has no FMA3")
 
