@@ -44,7 +44,8 @@ def test_without_numba_masks_are_the_same_images_nearly_and_the_loader_says_so(
     pytest.importorskip("numba")
     with make(shards, augment) as loader:
         compiled = keep(loader, 6)
-        assert loader.facts == ""
+        if not find_kernel("warp").problem:  # which wants a processor and an OpenCV of its kind
+            assert loader.facts == ""
     find_kernel.cache_clear()
     monkeypatch.setitem(sys.modules, "numba", None)
     with make(shards, augment) as loader:
