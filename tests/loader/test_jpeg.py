@@ -18,6 +18,7 @@ from unetfast.loader.kernels.find import find_kernel
 
 REDUCTIONS = (1, 2, 4, 8)
 GUARD = 173
+TABLES: list[np.ndarray] = []  # from one file to the next
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,15 +45,17 @@ def encode(image: Image.Image, **options: Any) -> bytes:
 
 def decode_guarded(data: bytes, hw: tuple[int, int], reduction: int) -> np.ndarray | None:
     """Call the kernel on memory with guards around it, exactly as large as it is told to be; None where it refuses."""
-    from unetfast.loader.kernels.jpeg import count_plane_bytes
+    from unetfast.loader.kernels.jpeg import STREAM_ROOM, count_plane_bytes, make_tables
 
     height, width = -(-hw[0] // reduction), -(-hw[1] // reduction)
-    sizes = (len(data) + 16, count_plane_bytes(hw), 3 * height * width)
+    sizes = (len(data) + STREAM_ROOM, count_plane_bytes(hw), 3 * height * width)
     buffers = [np.full(size + 128, GUARD, np.uint8) for size in sizes]
     stream, samples, out = (buffer[64:-64] for buffer in buffers)
+    if not TABLES:
+        TABLES.extend(make_tables())
     call = find_kernel("jpeg").call
     assert call is not None
-    done = call(np.frombuffer(data, np.uint8), hw, reduction, stream, samples, out.reshape(height, width, 3))
+    done = call(np.frombuffer(data, np.uint8), hw, reduction, (stream, samples, *TABLES), out.reshape(height, width, 3))
     for buffer in buffers:
         assert (buffer[:64] == GUARD).all()
         assert (buffer[-64:] == GUARD).all()

@@ -5,6 +5,8 @@ Both give the same pixels, bit for bit. What the compiled code refuses, damaged 
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import simplejpeg
 
@@ -12,7 +14,7 @@ from unetfast.data.sample import IMAGE_CODECS
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.scratch import scratch_array
 
-_ROOM_BYTES = 64  # behind the entropy-coded bytes
+_threads = threading.local()  # tables of codes
 _FIRST = 256  # images that are looked at
 
 
@@ -42,14 +44,16 @@ def decode_jpeg(data: bytes | memoryview, hw: tuple[int, int], reduction: int) -
     kernel = find_kernel("jpeg").call
     if kernel is None:
         return decode_by_library(data, hw, reduction)
-    from unetfast.loader.kernels.jpeg import count_plane_bytes
+    from unetfast.loader.kernels.jpeg import STREAM_ROOM, count_plane_bytes, make_tables
 
     _check_size(data, hw)  # before memory for pixels is taken
     height, width = -(-hw[0] // reduction), -(-hw[1] // reduction)
     out_HWC = scratch_array("decoded", (height, width, 3), np.uint8)
-    stream = scratch_array("stream", (len(data) + _ROOM_BYTES,), np.uint8)
+    stream = scratch_array("stream", (len(data) + STREAM_ROOM,), np.uint8)
     samples = scratch_array("samples", (count_plane_bytes(hw),), np.uint8)
-    if kernel(np.frombuffer(data, np.uint8), hw, reduction, stream, samples, out_HWC):
+    if not hasattr(_threads, "tables"):
+        _threads.tables = make_tables()
+    if kernel(np.frombuffer(data, np.uint8), hw, reduction, (stream, samples, *_threads.tables), out_HWC):
         return out_HWC
     return decode_by_library(data, hw, reduction)
 

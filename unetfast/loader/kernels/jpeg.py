@@ -43,72 +43,72 @@ from unetfast.loader.kernels.jpegheader import (
 
 _RST0, _EOI = 0xD0, 0xD9
 _FULL, _HALF_WIDTH, _COPIED_WIDTH, _HALF_SIZE = range(4)
-# row by row, the place of each zigzag place
-_ZIGZAG = (
-    *(0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28),
-    *(
-        35,
-        42,
-        49,
-        56,
-        57,
-        50,
-        43,
-        36,
-        29,
-        22,
-        15,
-        23,
-        30,
-        37,
-        44,
-        51,
-        58,
-        59,
-        52,
-        45,
-        38,
-        31,
-        39,
-        46,
-        53,
-        60,
-        61,
-        54,
-        47,
-        55,
-        62,
-        63,
-    ),
-)
-_ORDER = np.array(_ZIGZAG, dtype=np.int64)
+STREAM_ROOM = 256  # bytes behind the file's size: a block that is not one may be read so far past the end
+NUM_TABLES, SPEC_BYTES = 8, 16 + 256  # of codes; numbers of codes by length, and symbols
+# the place, row by row, of each zigzag place: odd diagonals run down, even ones up
+_ORDER = np.array(sorted(range(64), key=lambda at: (at // 8 + at % 8, at if (at // 8 + at % 8) % 2 else -at)), dtype=np.int64)
 _SLOTS = np.full(MAX_STEPS, 64 * LANES, dtype=np.uintp)
 _SLOTS[:64] = _ORDER * LANES
 
 
 def build_kernel() -> Callable[..., bool]:
     """Compile `_decode`, or load what an earlier process has compiled; takes what `_decode` takes."""
-    data, out = array(numba.uint8, 1, readonly=True), array(numba.uint8, 3)
-    hw = numba.types.UniTuple(numba.int64, 2)
-    return compile_kernel(_decode, numba.boolean(data, hw, numba.int64, array(numba.uint8, 1), array(numba.uint8, 1), out))
+    hw, byte = numba.types.UniTuple(numba.int64, 2), numba.uint8
+    tables = (array(numba.uint64, 1), array(byte, 1), array(numba.int32, 1), array(numba.int32, 1), array(byte, 2))
+    memory = numba.types.Tuple((array(byte, 1), array(byte, 1), *tables))
+    return compile_kernel(_decode, numba.boolean(array(byte, 1, readonly=True), hw, numba.int64, memory, array(byte, 3)))
+
+
+def make_tables() -> Many:
+    """Return memory for tables of codes, to be used by one thread: what a file's codes share with the last one's stays.
+
+    Returns:
+        What `decode_span` looks up, four arrays of NUM_TABLES tables each; and what they were made of, uint8,
+        (NUM_TABLES, SPEC_BYTES).
+    """
+    return (
+        np.zeros(NUM_TABLES << PEEK_BITS, np.uint64),
+        np.zeros(NUM_TABLES * 256, np.uint8),
+        np.zeros(NUM_TABLES * NUM_LONGEST, np.int32),
+        np.zeros(NUM_TABLES * NUM_LONGEST, np.int32),
+        np.zeros((NUM_TABLES, SPEC_BYTES), np.uint8),
+    )
 
 
 def count_plane_bytes(hw: tuple[int, int]) -> int:
-    """Return how many bytes the planes of an image take at most: three of whole groups of blocks."""
+    """Return how many bytes the planes of an image take at most, three of whole groups of blocks: a multiple of 4."""
     pitch = -(-hw[1] // (8 * LANES)) * 8 * LANES + 8 * LANES
     return 3 * pitch * (-(-hw[0] // 16) * 16)
 
 
 @part
-def _prepare(
-    data: np.ndarray, facts: np.ndarray, tables: Many, quants: np.ndarray, blocks: np.ndarray, layout: np.ndarray
-) -> bool:
-    """Fill the tables of codes and of quantisation, and say of what blocks an MCU is; see `decode_span`."""
-    pairs, symbols, largest, offsets = tables
-    for number in range(8):
+def _fill_tables(data: np.ndarray, facts: np.ndarray, tables: Many) -> bool:
+    """Fill the tables of codes that are other than the last file's."""
+    pairs, symbols, largest, offsets, specs = tables
+    for number in range(NUM_TABLES):
         at = facts[CODES + number]
-        if at and not fill_table(data[at:], number < 4, pairs[number], symbols[number], largest[number], offsets[number]):
+        if at == 0:
+            continue
+        size = 16
+        for length in range(16):
+            size += np.int64(data[at + length])
+        is_known, spec = True, specs[number]
+        for place in range(size):
+            is_known &= spec[place] == data[at + place]
+        if is_known:
+            continue
+        spec[:16] = 0  # until the table is one
+        own_pairs, own_symbols = pairs.reshape((NUM_TABLES, -1))[number], symbols.reshape((NUM_TABLES, -1))[number]
+        own_largest, own_offsets = largest.reshape((NUM_TABLES, -1))[number], offsets.reshape((NUM_TABLES, -1))[number]
+        if not fill_table(data[at:], number < 4, own_pairs, own_symbols, own_largest, own_offsets):
             return False
+        spec[:size] = data[at : at + size]
+    return True
+
+
+@part
+def _prepare(data: np.ndarray, facts: np.ndarray, quants: np.ndarray, blocks: np.ndarray, layout: np.ndarray) -> None:
+    """Fill the tables of quantisation, and say of what blocks an MCU is; see `decode_span`."""
     count = 0
     for component in range(facts[NUM_COMPONENTS]):
         at = facts[QUANTS + facts[QUANT_IDS + component]]
@@ -122,7 +122,6 @@ def _prepare(
                 blocks[count, 2], blocks[count, 3] = facts[AC_IDS + component], layout[component, 0] + y * layout[component, 1]
                 blocks[count, 4], blocks[count, 5] = x, num_x
                 count += 1
-    return True
 
 
 @part
@@ -200,21 +199,14 @@ def _decode_samples(
     layout: np.ndarray,
     num_groups: int,
     stream: np.ndarray,
+    tables: Many,
     planes: Many,
 ) -> bool:
     """Decode all MCUs to planes of samples."""
-    tables = (
-        np.empty((8, 1 << PEEK_BITS), np.uint64),
-        np.empty((8, 256), np.uint8),
-        np.empty((8, NUM_LONGEST), np.int32),
-        np.empty((8, NUM_LONGEST), np.int32),
-    )
     quants, blocks = np.empty((3, 64 * LANES), np.int16), np.empty((6, 6), np.int64)
-    if not _prepare(data, facts, tables, quants, blocks, layout):
-        return False
+    _prepare(data, facts, quants, blocks, layout)
     count = facts[NUM_COMPONENTS]
     num_blocks = facts[SPREAD_X] * facts[SPREAD_Y] + count - 1
-    flat_tables = (tables[0].reshape(-1), tables[1].reshape(-1), tables[2].reshape(-1), tables[3].reshape(-1))
     flat_blocks = blocks.reshape(-1)[: 6 * num_blocks]
     coefs, ends, work = np.zeros(num_groups * GROUP, np.int16), np.zeros(num_groups, np.int64), np.empty(64 * LANES, np.int16)
     state = np.zeros(6, np.int64)
@@ -229,9 +221,7 @@ def _decode_samples(
                 num_bytes, place = remove_stuffing(data, place + 2, stream)
                 state[:], left, num_restarts = 0, facts[INTERVAL], num_restarts + 1
             stop = min(num_mcu[1], column + left) if facts[INTERVAL] else num_mcu[1]
-            if not decode_span(state, stream, (column, stop), flat_blocks, flat_tables, _SLOTS, coefs, ends):
-                return False
-            if state[2] > num_bytes + 8:
+            if not decode_span(state, stream, num_bytes, (column, stop), flat_blocks, tables, _SLOTS, coefs, ends):
                 return False
             left -= stop - column
             column = stop
@@ -299,17 +289,15 @@ def _write_pixels(facts: np.ndarray, layout: np.ndarray, reduction: int, samples
     return True
 
 
-def _decode(
-    data: np.ndarray, hw: tuple[int, int], reduction: int, stream: np.ndarray, samples: np.ndarray, out_HWC: np.ndarray
-) -> bool:
+def _decode(data: np.ndarray, hw: tuple[int, int], reduction: int, memory: Many, out_HWC: np.ndarray) -> bool:
     """Decode a JPEG at 1/reduction of its size.
 
     Args:
         data: the file, uint8, (n,).
         hw: height and width that it must have, pixels.
         reduction: 1, 2, 4 or 8.
-        stream: working memory, uint8, (n + 16,) or more.
-        samples: working memory, uint8, (`count_plane_bytes(hw)`,) or more; its size is a multiple of 4.
+        memory: to work in: uint8, (n + STREAM_ROOM,) or more; uint8, (`count_plane_bytes(hw)`,) or more, a multiple of 4; and
+            what `make_tables` gives.
         out_HWC: receives RGB, uint8, contiguous, (ceil(H / reduction), ceil(W / reduction), 3).
 
     Returns:
@@ -324,7 +312,10 @@ def _decode(
     num_mcu = ((hw[0] + y - 1) // y, (hw[1] + x - 1) // x)
     layout = np.zeros((3, 6), np.int64)
     num_groups = _lay_out(facts, num_mcu, 8 // reduction, layout)
-    planes = (samples, samples.view(np.uint16), samples.view(np.uint32))
-    if not _decode_samples(data, facts, num_mcu, layout, num_groups, stream, planes):
+    stream, samples, pairs, symbols, largest, offsets, specs = memory
+    if not _fill_tables(data, facts, (pairs, symbols, largest, offsets, specs)):
+        return False
+    tables, planes = (pairs, symbols, largest, offsets), (samples, samples.view(np.uint16), samples.view(np.uint32))
+    if not _decode_samples(data, facts, num_mcu, layout, num_groups, stream, tables, planes):
         return False
     return _write_pixels(facts, layout, reduction, samples, out_HWC)

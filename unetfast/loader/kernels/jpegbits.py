@@ -184,6 +184,7 @@ def _extend(window: Int, size: Int) -> Int:
 def decode_span(
     state: np.ndarray,
     stream: np.ndarray,
+    num_bytes: Int,
     columns: tuple[Int, Int],
     blocks: np.ndarray,
     tables: tuple[np.ndarray, ...],
@@ -196,6 +197,7 @@ def decode_span(
     Args:
         state: window, bits in it, place of the next byte; then the DC coefficient of each component's last block; int64, (6,).
         stream: bytes without stuffing, at least eight zeros behind the last.
+        num_bytes: of it; what is read up to 256 bytes further on is of no importance.
         columns: first MCU, and the one behind the last.
         blocks: of an MCU: component, DC table, AC table, first group of its row of blocks, first block in it, blocks of an
             MCU in that row; int64, (6 * num_blocks,).
@@ -212,6 +214,8 @@ def decode_span(
     num_blocks = np.uintp(len(blocks) // 6)
     for column in range(columns[0], columns[1]):
         for number in range(num_blocks):
+            if place > num_bytes + 8:
+                return False
             at = number * np.uintp(6)
             component, dc, ac = np.uintp(blocks[at]), np.uintp(blocks[at + _1]), np.uintp(blocks[at + _2])
             lane = np.uintp(column) * np.uintp(blocks[at + _5]) + np.uintp(blocks[at + _4])
