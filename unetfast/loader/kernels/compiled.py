@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -28,6 +29,7 @@ Int = Any  # a whole number of the kind that numba infers: it may not be what my
 Many = tuple[Any, ...]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
+_logger = logging.getLogger("unetfast.loader")
 _BYTE, _WORD = ir.IntType(8), ir.IntType(64)
 
 
@@ -46,9 +48,20 @@ def compile_kernel(function: Callable[..., Any], signature: Any) -> Callable[...
     named = FunctionType(function.__code__, function.__globals__, function.__name__)
     named.__qualname__ = f"{function.__qualname__}_{_digest_sources()}"
     try:
-        return cast(Callable[..., Any], numba.njit(signature, cache=True, **options)(named))
+        kernel = numba.njit(cache=True, **options)(named)
+        if not any(Path(kernel.stats.cache_path).glob(f"*{named.__qualname__}-*.nbi")):
+            _tell_once()
+        kernel.compile(signature)
     except Exception:  # the folder to keep it in is not there, full, or holds a damaged file
-        return cast(Callable[..., Any], numba.njit(signature, **options)(named))
+        kernel = numba.njit(**options)(named)
+        kernel.compile(signature)
+    kernel.disable_compile()
+    return cast(Callable[..., Any], kernel)
+
+
+@functools.cache
+def _tell_once() -> None:
+    _logger.warning("compiling steps of the CPU loader for this machine, once: up to half a minute")
 
 
 @functools.cache
