@@ -12,6 +12,7 @@ same. There is no bar here; C7 is measured by seeking.py.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import sys
@@ -38,6 +39,7 @@ _ROUND_FRAMES = 10_000  # packed in all rounds of a size: large ones have fewer
 _FRAME_BYTES = 20_000  # room for a small frame, with what a tar adds
 _BATCHES, _QUICK_BATCHES = (1, 4, 16, 64), (1, 4)
 _LOADER_S, _QUICK_LOADER_S = 0.4, 0.05  # of a round of one setting
+_MEMORY_BATCHES = 8
 _TIMEOUT_S = 400.0
 _OPTIONS = PackOptions(val_fraction=0.0)
 _ROWS = 1024  # positions looked up at once, as the loader does
@@ -61,7 +63,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "packing", packing, {"images/s": "images_per_s", "core-us/image": "core_us_per_image", "MiB": "peak_mib"}
     )
     loading = measure_loader(images, given)
-    material.print_sides("loader", loading, {"images/s": "images_per_s", "core-us/image": "core_us_per_image"})
+    columns = {"images/s": "images_per_s", "core-us/image": "core_us_per_image", "MiB": "host_peak_mib"}
+    material.print_sides("loader", loading, columns)
     configs = {"index, loader": resume_config("ade20k").model_dump(mode="json"), "packing": asdict(_OPTIONS)}
     data = {"index": images.label, "packing": "toy clevr, 40x60"}
     return {"data": data, "configs": configs, "sides": sides | packing | loading, "bars": []}
@@ -140,8 +143,9 @@ def pack_apart(task: tuple[Path, Path, int, int]) -> dict[str, Any]:
     for _ in range(num_rounds):
         run = partial(pack, source, out, dataset="clevr", options=_OPTIONS, workers=1)
         took.append(material.time_call(run))
+        num_bytes = sum(path.stat().st_size for path in out.rglob("*.tar"))
         shutil.rmtree(out)
-    return material.sum_up(took, num_frames, 0) | {"peak_mib": read_status_mib("VmHWM")}
+    return material.sum_up(took, num_frames, num_bytes) | {"peak_mib": read_status_mib("VmHWM")}
 
 
 def link_videos(drawn: Path, out: Path, num_frames: int) -> tuple[Path, int]:
@@ -163,34 +167,51 @@ def link_videos(drawn: Path, out: Path, num_frames: int) -> tuple[Path, int]:
 
 
 def measure_loader(images: material.Shards, given: argparse.Namespace) -> dict[str, Any]:
-    """Take batches of growing size by one thread and by two, in turn."""
-    import torch
-    from seeking import resume_config
-
+    """Take batches of growing size by one thread and by two, in turn; then each in a fresh process, for its memory."""
     from unetfast.data.reader import open_shards
-    from unetfast.loader.build import build_loader
 
     seconds = _QUICK_LOADER_S if given.quick else _LOADER_S
     with open_shards(images.shards).split("train") as reader:
         loaders = {}
         for threads in (1, 2):
             for batch_size in _QUICK_BATCHES if given.quick else _BATCHES:
-                config = resume_config("ade20k")
-                section = config.loader.model_copy(update={"threads": threads, "size_hw": (256, 256), "batch_size": batch_size})
-                config = config.model_copy(update={"loader": section})
-                name = f"{threads} thread{'s' * (threads > 1)}, batch {batch_size}"
-                loaders[name] = build_loader(reader, config, training=True, device=torch.device("cpu"))
+                loaders[threads, batch_size] = _open_loader(reader, threads, batch_size)
         turns = {name: partial(_take_batches, loader, seconds) for name, loader in loaders.items()}
         took = take_turns(turns, given.rounds)
         for loader in loaders.values():
             loader.close()
     return {
-        name: {
+        f"{threads} thread{'s' * (threads > 1)}, batch {batch_size}": {
             "images_per_s": spread([count / one.wall_s for one, count in rounds]),
             "core_us_per_image": spread([1e6 * one.core_s / count for one, count in rounds]),
+            "host_peak_mib": Apart(measure_memory, (images.shards, threads, batch_size)).result(_TIMEOUT_S),
         }
-        for name, rounds in took.items()
+        for (threads, batch_size), rounds in took.items()
     }
+
+
+def measure_memory(task: tuple[Path, int, int]) -> float:
+    """Return the peak of a process that takes a few batches, MiB; in a fresh process."""
+    from unetfast.data.reader import open_shards
+
+    shards, threads, batch_size = task
+    with open_shards(shards).split("train") as reader, _open_loader(reader, threads, batch_size) as loader:
+        for _ in itertools.islice(loader, _MEMORY_BATCHES):
+            pass
+        return read_status_mib("VmHWM")
+
+
+def _open_loader(reader: Any, threads: int, batch_size: int) -> Any:
+    """Build the loader of ADE20K's preset at 256x256."""
+    import torch
+    from seeking import resume_config
+
+    from unetfast.loader.build import build_loader
+
+    config = resume_config("ade20k")
+    section = config.loader.model_copy(update={"threads": threads, "size_hw": (256, 256), "batch_size": batch_size})
+    config = config.model_copy(update={"loader": section})
+    return build_loader(reader, config, training=True, device=torch.device("cpu"))
 
 
 def _take_batches(loader: Any, seconds: float) -> tuple[material.Took, int]:

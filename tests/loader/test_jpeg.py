@@ -109,6 +109,7 @@ def test_what_the_packer_writes_is_taken() -> None:
     "options", [{"progressive": True}, {"mode": "CMYK"}, {"keep_rgb": True}, {"subsampling": "4:4:0"}], ids=str
 )
 def test_rare_kinds_are_left_to_the_library(options: dict[str, Any]) -> None:
+    options = dict(options)
     image = draw(40, 56, mode=options.pop("mode", "RGB"))
     if options.get("subsampling") == "4:4:0":
         data = simplejpeg.encode_jpeg(np.asarray(image), quality=90, colorsubsampling="440")
@@ -116,6 +117,33 @@ def test_rare_kinds_are_left_to_the_library(options: dict[str, Any]) -> None:
         data = encode(image, quality=90, **options)
     assert decode_guarded(data, (40, 56), 1) is None
     np.testing.assert_array_equal(decode_jpeg(data, (40, 56), 1), decode_by_library(data, (40, 56), 1))
+
+
+def change_codes(data: bytes, number: int, counts: bytes, symbols: bytes) -> bytes:
+    """Put another table of codes in the place of one of a file's."""
+    place = 2
+    while data[place + 1] != 0xDA:
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place + 1] == 0xC4 and data[place + 4] == number:
+            table = bytes([number]) + counts + symbols
+            return data[:place] + b"\xff\xc4" + (2 + len(table)).to_bytes(2, "big") + table + data[place + 2 + size :]
+        place += 2 + size
+    raise AssertionError(f"no table {number}")
+
+
+@pytest.mark.parametrize("number", [0x00, 0x10, 0x11])
+@pytest.mark.parametrize("counts", [bytes(16), bytes([2, *bytes(15)]), bytes([1, 2, *bytes(14)])], ids=["none", "ones", "full"])
+def test_tables_that_are_none_are_refused(number: int, counts: bytes) -> None:
+    data = encode(draw(24, 40), quality=80)
+    broken = change_codes(data, number, counts, bytes(range(sum(counts))))
+    with pytest.raises(ValueError, match=r"."):
+        decode_by_library(broken, (24, 40), 1)
+    for fresh in (True, False):  # nor are they taken for those of the file before
+        if fresh:
+            TABLES.clear()
+        assert decode_guarded(broken, (24, 40), 1) is None
+        assert decode_guarded(broken, (24, 40), 1) is None
+        check_same(data, (24, 40))
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
@@ -149,6 +177,8 @@ def test_no_damaged_file_passes_that_the_library_refuses() -> None:
         whole = encode(draw(*hw, noise=10), quality=80, **options)
         for number in range(700):
             data, reduction = damage(whole, rng), REDUCTIONS[number % 4]
+            if number % 10 == 0:
+                TABLES.clear()
             found = decode_guarded(data, hw, reduction)
             if found is None:
                 refused += 1
@@ -172,7 +202,8 @@ def test_damage_and_wrong_sizes_are_named_as_by_the_library() -> None:
 
 
 def test_threads_do_not_share_memory() -> None:
-    files = [encode(draw(90, 120, seed=seed), quality=70 + seed) for seed in range(8)]
+    # every second file brings codes of its own
+    files = [encode(draw(90, 120, seed=seed), quality=70 + seed, optimize=seed % 2 == 1) for seed in range(8)]
     expected = [decode_by_library(data, (90, 120), 1).copy() for data in files]
 
     def decode(number: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from unetfast.config import build_config
 from unetfast.data.reader import open_shards
 from unetfast.loader.batch import Loader
 from unetfast.loader.build import build_loader
-from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.kernels.find import find_kernel, forget_kernels
 from unetfast.loader.masklookup import gather_mask
 
 UINT8 = np.dtype(np.uint8)
@@ -26,9 +26,9 @@ UINT8 = np.dtype(np.uint8)
 @pytest.fixture
 def found_anew() -> Iterator[None]:
     """What was found of numba before is forgotten, and so is what the test finds."""
-    find_kernel.cache_clear()
+    forget_kernels()
     yield
-    find_kernel.cache_clear()
+    forget_kernels()
 
 
 def make(folder: Path, augment: dict[str, Any]) -> Loader:
@@ -46,7 +46,7 @@ def test_without_numba_masks_are_the_same_images_nearly_and_the_loader_says_so(
         compiled = keep(loader, 6)
         if not find_kernel("warp").problem:  # which wants a processor and an OpenCV of its kind
             assert loader.facts == ""
-    find_kernel.cache_clear()
+    forget_kernels()
     monkeypatch.setitem(sys.modules, "numba", None)
     with make(shards, augment) as loader:
         found = keep(loader, 6)
@@ -69,7 +69,7 @@ def test_why_there_is_no_kernel_is_said_in_one_line(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "DISABLE_JIT", 1)
         assert find_kernel("mask", UINT8).problem == "NUMBA_DISABLE_JIT is set"
-    find_kernel.cache_clear()
+    forget_kernels()
     with monkeypatch.context() as patch:
         patch.setattr(mask, "build_kernel", fail)
         state = find_kernel("mask", UINT8)
@@ -95,7 +95,7 @@ TRIAL = """
 import os, sys
 os.environ["NUMBA_CACHE_DIR"] = sys.argv[1]
 import numpy as np
-from unetfast.loader.kernels.find import find_kernel
+from unetfast.loader.kernels.find import find_kernel, forget_kernels
 from unetfast.loader.masklookup import gather_mask
 state = find_kernel("mask", np.dtype(np.uint8))
 assert state.problem == "", state.problem

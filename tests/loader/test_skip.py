@@ -120,10 +120,14 @@ def test_every_member_of_a_batch_is_bad(make_loader: MakeLoader, tmp_path: Path)
     assert loader.num_skipped == 4
 
 
+def num_told(caplog: pytest.LogCaptureFixture) -> int:
+    return sum(record.getMessage().startswith("left out") for record in caplog.records)
+
+
 def test_a_skip_is_logged_once(make_loader: MakeLoader, bad_shards: BadShards, caplog: pytest.LogCaptureFixture) -> None:
     loader = make_loader(folder=bad_shards("zeroed bytes", 6), on_bad="skip")
     keep(loader, 15)
-    assert len(caplog.records) == 1
+    assert num_told(caplog) == 1
     assert "sample006" in caplog.text
     assert "xxh3" in caplog.text
 
@@ -160,4 +164,4 @@ def test_a_lost_shard_is_told_once_for_all_its_samples(
     loader = make_loader(folder=folder, training=False, on_bad="skip")
     assert [i for batch in keep(loader) for i in batch.ids] == [5, 6, 7, 8]
     assert loader.num_skipped == 5
-    assert len(caplog.records) == 1
+    assert num_told(caplog) == 1

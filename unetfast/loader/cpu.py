@@ -264,7 +264,8 @@ def _packed_width(row: IndexRow) -> int:
 class CpuLoader(PrefetchLoader[_Job]):
     """Batches of one split, made on the CPU; see `unetfast.loader.batch.Loader`.
 
-    Memory: `loader.prefetch_batches` + 1 batches (+ 2 for a GPU, while copies run), and one decoded image a thread.
+    Memory: `loader.prefetch_batches` + 1 batches (+ 2 for a GPU, while copies run), and a thread one decoded image and, for
+    JPEGs by compiled code, its components: another 3 bytes a pixel of its full size.
 
     With `loader.cache` = "ram", and for training alone, also what `unetfast.loader.ramcache` keeps.
 

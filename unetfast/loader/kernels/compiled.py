@@ -3,8 +3,9 @@
 Kernels run without the interpreter's lock. A thread that gives the lock up for each of ten short calls spends as long, beside a
 second such thread, in getting it back as in the calls: what belongs together is one kernel.
 
-Nothing here checks bounds, nor does numba: a kernel checks what it is given before it reads or writes. Indices are unsigned
-(`numpy.uintp`) where speed matters, since a signed one is tested for counting from the end.
+Nothing here checks bounds, nor does numba: a kernel checks what comes from a file, and its caller gives it arrays of the
+sizes that it states. Indices are unsigned (`numpy.uintp`) where speed matters, since a signed one is tested for counting from
+the end.
 
 To import this module needs numba; `find.find_kernel` is the way to a kernel.
 """
@@ -50,9 +51,10 @@ def compile_kernel(function: Callable[..., Any], signature: Any) -> Callable[...
     try:
         kernel = numba.njit(cache=True, **options)(named)
         if not any(Path(kernel.stats.cache_path).glob(f"*{named.__qualname__}-*.nbi")):
-            _tell_once()
+            _tell_once("are being compiled for this machine, once: up to half a minute")
         kernel.compile(signature)
-    except Exception:  # the folder to keep it in is not there, full, or holds a damaged file
+    except Exception as error:  # the folder to keep it in is not there, full, or holds a damaged file
+        _tell_once(f"cannot be kept ({error}), so that each process compiles them; NUMBA_CACHE_DIR names another folder")
         kernel = numba.njit(**options)(named)
         kernel.compile(signature)
     kernel.disable_compile()
@@ -60,8 +62,8 @@ def compile_kernel(function: Callable[..., Any], signature: Any) -> Callable[...
 
 
 @functools.cache
-def _tell_once() -> None:
-    _logger.warning("compiling steps of the CPU loader for this machine, once: up to half a minute")
+def _tell_once(what: str) -> None:
+    _logger.warning("steps of the CPU loader %s", what)
 
 
 @functools.cache

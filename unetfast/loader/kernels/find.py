@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 _ROOM = "unetfast.loader.kernels"
+_building = threading.Lock()
 
 
 class NoKernelError(Exception):
@@ -38,6 +40,18 @@ def find_kernel(name: Literal["mask", "jpeg", "resize", "lz4", "packed", "warp"]
         name: of its module in this package.
         arguments: for its `build_kernel`.
     """
+    with _building:  # threads that ask at the same time share one
+        return _build(name, *arguments)
+
+
+def forget_kernels() -> None:
+    """Let what was found be looked for anew."""
+    find_kernel.cache_clear()
+    _build.cache_clear()
+
+
+@functools.cache
+def _build(name: str, *arguments: Hashable) -> KernelState:
     try:
         import numba
 

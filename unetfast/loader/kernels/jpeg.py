@@ -17,6 +17,7 @@ import numpy as np
 from unetfast.loader.kernels.compiled import Many, array, compile_kernel, part
 from unetfast.loader.kernels.jpegbits import (
     LANES,
+    LONG,
     MAX_STEPS,
     NUM_LONGEST,
     PEEK_BITS,
@@ -67,11 +68,11 @@ def make_tables() -> Many:
         (NUM_TABLES, SPEC_BYTES).
     """
     return (
-        np.zeros(NUM_TABLES << PEEK_BITS, np.uint64),
+        np.full(NUM_TABLES << PEEK_BITS, LONG, np.uint64),
         np.zeros(NUM_TABLES * 256, np.uint8),
         np.zeros(NUM_TABLES * NUM_LONGEST, np.int32),
         np.zeros(NUM_TABLES * NUM_LONGEST, np.int32),
-        np.zeros((NUM_TABLES, SPEC_BYTES), np.uint8),
+        np.full((NUM_TABLES, SPEC_BYTES), 255, np.uint8),
     )
 
 
@@ -92,6 +93,8 @@ def _fill_tables(data: np.ndarray, facts: np.ndarray, tables: Many) -> bool:
         size = 16
         for length in range(16):
             size += np.int64(data[at + length])
+        if size == 16:  # no code at all
+            return False
         is_known, spec = True, specs[number]
         for place in range(size):
             is_known &= spec[place] == data[at + place]
@@ -303,6 +306,10 @@ def _decode(data: np.ndarray, hw: tuple[int, int], reduction: int, memory: Many,
     Returns:
         Whether it did; where not, it is not a file of the common kind, or something is wrong with it.
     """
+    stream, samples, pairs, symbols, largest, offsets, specs = memory
+    size = ((hw[0] + reduction - 1) // reduction, (hw[1] + reduction - 1) // reduction, 3)
+    if reduction not in (1, 2, 4, 8) or out_HWC.shape != size or len(stream) < len(data) + STREAM_ROOM:
+        return False
     facts = np.zeros(NUM_FACTS, np.int64)
     if not read_header(data, hw, facts):
         return False
@@ -312,7 +319,6 @@ def _decode(data: np.ndarray, hw: tuple[int, int], reduction: int, memory: Many,
     num_mcu = ((hw[0] + y - 1) // y, (hw[1] + x - 1) // x)
     layout = np.zeros((3, 6), np.int64)
     num_groups = _lay_out(facts, num_mcu, 8 // reduction, layout)
-    stream, samples, pairs, symbols, largest, offsets, specs = memory
     if not _fill_tables(data, facts, (pairs, symbols, largest, offsets, specs)):
         return False
     tables, planes = (pairs, symbols, largest, offsets), (samples, samples.view(np.uint16), samples.view(np.uint32))

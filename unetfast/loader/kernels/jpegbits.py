@@ -16,10 +16,10 @@ from unetfast.loader.kernels.compiled import Int, load_u64, part, store_u64, swa
 LANES = 16  # blocks of a group
 SLOTS = 65  # positions of a group's blocks: 64, and one that takes what lies behind a block's end
 PEEK_BITS = 11
-# a table's entry: total length in bits 0..5, _LONG, steps to the first and the second coefficient in bits 8..15 and 16..23,
-# length of the first in bits 24..31, their values in 32..47 and 48..63; where a value is longer than the table sees, _LONG, the
-# code's length in bits 0..5 and its symbol in bits 8..15; where the code is, _LONG alone
-_LONG = np.uint64(1 << 6)
+# a table's entry: total length in bits 0..5, LONG, steps to the first and the second coefficient in bits 8..15 and 16..23,
+# length of the first in bits 24..31, their values in 32..47 and 48..63; where a value is longer than the table sees, LONG, the
+# code's length in bits 0..5 and its symbol in bits 8..15; where the code is, LONG alone
+LONG = np.uint64(1 << 6)
 _END = 128  # steps that stand for "no more coefficients in this block"
 MAX_STEPS = 64 + 2 * _END + 1  # how far positions may count before the end is seen
 
@@ -37,7 +37,7 @@ _LAST = np.uintp(63)
 def fill_table(
     spec: np.ndarray, is_dc: bool, pairs: np.ndarray, symbols: np.ndarray, largest: np.ndarray, offsets: np.ndarray
 ) -> bool:
-    """Turn a table of a DHT segment into what `decode_row` looks up.
+    """Turn a table of a DHT segment into what `decode_span` looks up.
 
     Args:
         spec: 16 numbers of codes, by length, then their symbols, uint8.
@@ -51,12 +51,12 @@ def fill_table(
         Whether the table is one.
     """
     code = first = 0
-    pairs[:] = _LONG
+    pairs[:] = LONG
     for length in range(1, 17):
         count = np.int64(spec[length - 1])
         largest[length] = -1
         if count:
-            if code + count > 1 << length or first + count > 256:
+            if code + count >= 1 << length or first + count > 256:
                 return False
             offsets[length] = first - code
             largest[length] = ((code + count) << (16 - length)) - 1
@@ -83,7 +83,7 @@ def _fill_code(code: Int, length: Int, symbol: Int, is_dc: bool, pairs: np.ndarr
     begin, rest = code << (PEEK_BITS - length), PEEK_BITS - length
     for bits in range(1 << rest):
         if size > rest:
-            pairs[begin + bits] = _LONG | np.uint64(length | symbol << 8)
+            pairs[begin + bits] = LONG | np.uint64(length | symbol << 8)
             continue
         total, steps, value = length + size, run + 1, 0
         if size:
@@ -103,11 +103,11 @@ def _join_pairs(pairs: np.ndarray) -> None:
     for bits in range(mask, -1, -1):
         entry = pairs[bits]
         length, steps = np.int64(entry & _63), np.int64((entry >> np.uint64(8)) & np.uint64(255))
-        if entry & _LONG or steps >= _END:
+        if entry & LONG or steps >= _END:
             continue
         follower = pairs[(bits << length) & mask]
         own = np.int64((follower >> np.uint64(24)) & np.uint64(255))
-        if (follower & _LONG) or own == 0 or length + own > PEEK_BITS:
+        if (follower & LONG) or own == 0 or length + own > PEEK_BITS:
             continue
         steps2 = np.int64((follower >> np.uint64(8)) & np.uint64(255))
         value2 = (follower >> np.uint64(32)) & np.uint64(0xFFFF)
@@ -156,7 +156,7 @@ def remove_stuffing(data: np.ndarray, place: Int, out: np.ndarray) -> tuple[Int,
 def _find_code(
     window: Int, entry: Int, symbols: np.ndarray, largest: np.ndarray, offsets: np.ndarray, table: Int
 ) -> tuple[Int, Int]:
-    """Find the code that begins with the window's bits, for an entry that is _LONG.
+    """Find the code that begins with the window's bits, for an entry that is LONG.
 
     Returns:
         Its length and its symbol; 0 and 0 where there is none.
@@ -226,7 +226,7 @@ def decode_span(
             place += np.int64((_63 - bits) >> _3)
             bits |= _FULL
             entry = pairs[(dc << _TABLE) + np.uintp(window >> _PEEK)]
-            if entry & _LONG:
+            if entry & LONG:
                 length, size = _find_code(window, entry, symbols, largest, offsets, dc)
                 if length == 0 or size > 11:
                     return False
@@ -252,7 +252,7 @@ def decode_span(
                 place += np.int64((_63 - bits) >> _3)
                 bits |= _FULL
                 entry = pairs[table + np.uintp(window >> _PEEK)]
-                if entry & _LONG:
+                if entry & LONG:
                     length, symbol = _find_code(window, entry, symbols, largest, offsets, ac)
                     size = symbol & 15
                     if length == 0 or size > 10:
@@ -269,7 +269,7 @@ def decode_span(
                     if at >= _LAST:
                         break
                     continue
-                # three entries of PEEK_BITS bits at most: the window holds them
+                # three entries, of PEEK_BITS bits at most each, are in the window; in a loop of three they take a fifth longer
                 window <<= entry & _63
                 bits -= entry & _63
                 at += np.uintp((entry >> np.uint64(8)) & np.uint64(255))
@@ -289,7 +289,7 @@ def decode_span(
                     break
                 at = both
                 entry = pairs[table + np.uintp(window >> _PEEK)]
-                if entry & _LONG:
+                if entry & LONG:
                     continue
                 window <<= entry & _63
                 bits -= entry & _63
@@ -310,7 +310,7 @@ def decode_span(
                     break
                 at = both
                 entry = pairs[table + np.uintp(window >> _PEEK)]
-                if entry & _LONG:
+                if entry & LONG:
                     continue
                 window <<= entry & _63
                 bits -= entry & _63

@@ -102,7 +102,7 @@ def _look_up_upright(
     is_run = not has_bits and _is_run(place_W, shift_W)
     for row in range(height):
         y = np.floor((row + 0.5) * matrix[1, 1] + matrix[1, 2])
-        if y < top or y >= bottom:
+        if not top <= y < bottom:
             out_HW[row] = ignore_index
             continue
         stored_W, out_W = stored[np.int64(y)], out_HW[row]
