@@ -35,9 +35,8 @@ def say_why(error: BaseException) -> str:
     """Write in a few words why torch could not compile."""
     if type(error).__name__ == "FailOnRecompileLimitHit":  # its own words name no limit
         return "this process has reached torch's limit of graphs for one network, a new process begins anew"
-    inner = getattr(
-        error, "inner_exception", None
-    )  # what the compiler behind torch's said; the first line names that one alone
+    # what the compiler behind torch's said; the first line names that one alone
+    inner = getattr(error, "inner_exception", None)
     if not isinstance(inner, BaseException):
         return say_briefly(error)
     name, words = type(inner).__name__, say_briefly(inner)

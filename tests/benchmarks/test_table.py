@@ -50,8 +50,20 @@ def test_the_table_holds_all_bars_where_they_come_from_and_what_is_open() -> Non
         "- G1 n/a, training: no time",
         "- G5 failed, latency: out of memory",
         "",
+        "<details><summary>Bars past their floors, not at their goals: what their time goes to</summary>",
+        "",
+        "- C1 pass, writer: bytes are the same",
+        "",
+        "</details>",
+        "",
         "![Each bar over its floor, with its goal](docs/images/bars.png)",
     ]
+
+
+@pytest.mark.parametrize(("median", "less_is_better", "is_there"), [(6, False, True), (5, False, False), (5, True, True)])
+def test_a_goal_is_reached_from_its_own_side(median: float, less_is_better: bool, is_there: bool) -> None:
+    made = bar.make_bar("C1", "writer", [median], floor=4, goal=6, less_is_better=less_is_better)
+    assert table.reaches_goal(made) is is_there
 
 
 def test_records_of_both_sides_are_read_and_others_are_not(tmp_path: Path) -> None:
