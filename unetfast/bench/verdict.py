@@ -210,7 +210,7 @@ def _say_next_of_loader(rungs: Rungs, limit: str | None) -> str:
             steps.append("loader.cache=ram where the decoded pixels fit into memory")
         else:
             steps.append(
-                "more cores, or fewer augment.* keys: what is not decoding (reading, resize, augmentation, masks) is the most of it"
+                "more cores, or fewer augment.* keys: most of it is not decoding (but reading, resize, augmentation, masks)"
             )
     reduction, size = facts.get("stored_over_target"), facts.get("size_hw")
     if facts.get("cache") == "off" and reduction is not None:  # a cache is filled once
