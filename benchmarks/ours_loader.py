@@ -39,12 +39,25 @@ _STEPS = {
 
 def open_stream(task: LoaderTask, knobs: dict[str, int], *, plain: bool) -> Stream:
     config = resolve_config(task, knobs)
+    if plain:
+        config = _switch_off_changes(config)
     reader = open_shards(task.store).split("train", checksum=config.loader.checksum)
-    loader = build_loader(reader, config, training=not plain, device=resolve_device("cpu"))
+    loader = build_loader(reader, config, training=True, device=resolve_device("cpu"))
 
     def batches() -> Iterator[tuple[Any, Any]]:
         for batch in loader:
             yield batch.image_NCHW, batch.mask_NHW
+
+    def in_order() -> Iterator[tuple[Any, Any]]:
+        """One epoch of the same batches, sorted: what is judged is what training gets, not what is scored."""
+        made: dict[int, tuple[Any, Any]] = {}
+        for batch in loader:
+            images, masks = batch.image_NCHW.clone(), batch.mask_NHW.clone()
+            made |= {sample: (images[row], masks[row]) for row, sample in enumerate(batch.sample_ids.tolist())}
+            if len(made) == reader.num_samples:
+                break
+        for sample in sorted(made):
+            yield made[sample][0][None], made[sample][1][None]
 
     def close() -> None:
         loader.close()
@@ -53,7 +66,7 @@ def open_stream(task: LoaderTask, knobs: dict[str, int], *, plain: bool) -> Stre
     keys = tuple(reader.key(sample) for sample in range(reader.num_samples))
     told = config.model_dump(mode="json", include={"loader", "augment", "order"})
     facts = {"backend": loader.backend, "config": told}
-    return Stream(batches(), close, keys, num_ahead=config.loader.prefetch_batches + 1, facts=facts)
+    return Stream(in_order() if plain else batches(), close, keys, num_ahead=config.loader.prefetch_batches + 1, facts=facts)
 
 
 def resolve_config(task: LoaderTask, knobs: dict[str, int]) -> Config:
@@ -69,6 +82,16 @@ def resolve_config(task: LoaderTask, knobs: dict[str, int]) -> Config:
         *task.settings,
     ]
     return build_config(apply_overrides(read_preset_tree(preset), overrides), where=task.module)
+
+
+def _switch_off_changes(config: Config) -> Config:
+    """Return the config without anything that is drawn by chance."""
+    sections = config.augment.model_dump()
+    off = {
+        name: section | {"prob": 0.0} for name, section in sections.items() if isinstance(section, dict) and "prob" in section
+    }
+    augment = type(config.augment).model_validate(sections | off)
+    return config.model_copy(update={"augment": augment})
 
 
 def measure_steps(task: LoaderTask) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def test_passes_are_counted_not_epochs(toy_shards: Path, tmp_path: Path, make_co
 
 def test_a_run_that_improves_goes_to_its_end(toy_shards: Path, tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(
-        train={"epochs": 4}, optimizer={"learning_rate": 1e-2}, early_stop={"patience": 1, "metric": "val_loss"}, **QUIET
+        train={"epochs": 4}, optimizer={"learning_rate": 3e-3}, early_stop={"patience": 1, "metric": "val_loss"}, **QUIET
     )
     result = train(toy_shards, config, tmp_path / "run")
     losses = [row["loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "val"]

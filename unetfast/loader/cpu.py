@@ -9,6 +9,7 @@ Axis letters: N batch, H height, W width, C channels.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ from unetfast.loader.pixels import (
     transform_color,
     warp_image,
 )
+from unetfast.loader.plainresize import resize_by_libraries
 from unetfast.loader.prefetch import Job, PrefetchLoader
 from unetfast.loader.ramcache import RamCache, allow_bytes, count_need, describe_cache
 from unetfast.loader.scratch import scratch_array
@@ -129,6 +131,7 @@ class _Work:
         rule: how masks choose their crops.
         cache: keeps what is the same every time; None: nothing is kept.
         boxes_are_fixed: whether every crop box is the whole image, so that images are kept at the batch's size.
+        resize: how; what is scored is resized as `predict` and exported models do it.
     """
 
     reader: SplitReader
@@ -136,6 +139,7 @@ class _Work:
     rule: CropRule
     cache: RamCache | None = None
     boxes_are_fixed: bool = False
+    resize: Callable[[np.ndarray, Sequence[float], np.ndarray], None] = resize_box
 
     def begin(self, job: _Job) -> None:
         """Wait until the last copy to a GPU has read the job's memory."""
@@ -211,7 +215,7 @@ class _Work:
         rgb_HWC, reduction = self._decode(source, buffer_HWC.shape[:2])
         if rgb_HWC.shape == buffer_HWC.shape and source.crop_yxyx == [0, 0, *rgb_HWC.shape[:2]]:
             return rgb_HWC
-        resize_box(rgb_HWC, [edge / reduction for edge in source.crop_yxyx], buffer_HWC)
+        self.resize(rgb_HWC, [edge / reduction for edge in source.crop_yxyx], buffer_HWC)
         return buffer_HWC
 
     def _decode(self, source: _Source, target_hw: tuple[int, ...]) -> tuple[np.ndarray, int]:
@@ -298,7 +302,8 @@ class CpuLoader(PrefetchLoader[_Job]):
         problems = "; ".join(dict.fromkeys(kernel.problem for kernel in kernels if kernel.problem))
         lacking = problems and f"without compiled steps, so samples take longer: {problems}"
         self._facts = ", ".join(filter(None, [kept and f"cache {kept}", lacking]))
-        work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed)
+        resize = resize_box if stream.training else resize_by_libraries
+        work = _Work(stream.reader, config, stream.crop_rule, cache, stream.boxes_are_fixed, resize)
         super().__init__(stream, config, work, num_threads=num_threads, num_ahead=config.prefetch_batches)
         self._device = device
         mask_dtype = torch.uint8 if labels.mask_dtype == np.uint8 else torch.uint16

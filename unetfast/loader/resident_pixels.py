@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from unetfast.loader.jpegfile import has_jpegs
 from unetfast.loader.kernels.find import find_kernel
 from unetfast.loader.pinned import CopyMark
 from unetfast.loader.pixels import choose_jpeg_reduction, decode_sample, resize_box
+from unetfast.loader.plainresize import resize_by_libraries
 from unetfast.loader.stream import SampleStream
 
 _STAGE_BYTES = 128 << 20  # of a piece that is copied to the device at once
@@ -160,7 +161,8 @@ class ResidentPixels:
     def _fill(self, stream: SampleStream, config: LoaderConfig, num_threads: int) -> None:
         """Decode every sample and copy it to the device, in pieces: while one is copied, the next ones are decoded."""
         began_s = time.perf_counter()
-        work = _Decoding(stream.reader, config, self.layout, stream.target_hw)
+        resize = resize_box if stream.training else resize_by_libraries
+        work = _Decoding(stream.reader, config, self.layout, stream.target_hw, resize)
         if self.layout.are_resized:
             find_kernel("resize")  # compiled here, not by all threads at once
         if has_jpegs(stream.reader.rows["image_codec"]):
@@ -244,6 +246,7 @@ class _Decoding:
     config: LoaderConfig
     layout: Layout
     target_hw: tuple[int, int]
+    resize: Callable[[np.ndarray, np.ndarray, np.ndarray], None]  # as in the CPU backend
 
     def decode(self, sample_id: int, part: range, pieces: list[np.ndarray]) -> None:
         """Decode one sample into its places within a piece.
@@ -268,7 +271,7 @@ class _Decoding:
         is_jpeg = self.reader.image_codec(sample_id) == "jpeg"
         reduction = choose_jpeg_reduction(stored_hw, self.target_hw, self.config.decode) if is_jpeg else 1
         rgb_HWC = decode_sample(self.reader, sample_id, reduction)
-        resize_box(rgb_HWC, np.array([0, 0, *stored_hw]) / reduction, out_HWC)
+        self.resize(rgb_HWC, np.array([0, 0, *stored_hw]) / reduction, out_HWC)
 
 
 def _place(piece: np.ndarray, starts: np.ndarray, sample_id: int, part: range) -> np.ndarray:

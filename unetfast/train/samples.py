@@ -10,7 +10,7 @@ import torch
 
 from unetfast.data.reader import SplitReader
 from unetfast.infer.load import TrainedModel, load_model
-from unetfast.loader.pixels import resize_box
+from unetfast.loader.plainresize import resize_by_libraries
 from unetfast.train.history import SAMPLES_NAME
 from unetfast.train.pictures import draw_page
 from unetfast.train.run import Run
@@ -70,7 +70,7 @@ def predict_panel(trained: TrainedModel, reader: SplitReader, sample_id: int) ->
     stored_HWC = np.ascontiguousarray(reader.decode_image(sample_id))
     stored_hw = stored_HWC.shape[:2]
     image_HWC = np.empty((height, width, 3), dtype=np.uint8)
-    resize_box(stored_HWC, np.array([0.0, 0.0, *stored_hw]), image_HWC)
+    resize_by_libraries(stored_HWC, np.array([0.0, 0.0, *stored_hw]), image_HWC)
     rows, columns = ((2 * np.arange(n) + 1) * stored // (2 * n) for n, stored in zip((height, width), stored_hw, strict=True))
     mask_HW = np.array(reader.decode_mask(sample_id)[rows[:, None], columns])
     image_NCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2).to(trained.device)
